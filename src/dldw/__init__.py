@@ -1,0 +1,62 @@
+"""Train neural networks with any source of dL/dw, and see what each one costs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dldw.card import Card as Card
+    from dldw.directional import Directional as Directional
+    from dldw.errors import AccumulationError as AccumulationError
+    from dldw.errors import DldwError as DldwError
+    from dldw.errors import NonFiniteLossError as NonFiniteLossError
+    from dldw.learner import Descent as Descent
+    from dldw.learner import Learner as Learner
+    from dldw.learner import Search as Search
+    from dldw.registry import methods as methods
+    from dldw.searcher import Searcher as Searcher
+    from dldw.searchers import RandomSearch as RandomSearch
+    from dldw.source import GradientSource as GradientSource
+    from dldw.sources.backprop import Backprop as Backprop
+    from dldw.sources.evolution_strategy import EvolutionStrategy as EvolutionStrategy
+    from dldw.sources.finite_difference import FiniteDifference as FiniteDifference
+    from dldw.sources.forward_gradient import ForwardGradient as ForwardGradient
+    from dldw.sources.spsa import SPSA as SPSA
+    from dldw.sources.weight_perturbation import WeightPerturbation as WeightPerturbation
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Card": "dldw.card",
+    "Directional": "dldw.directional",
+    "AccumulationError": "dldw.errors",
+    "DldwError": "dldw.errors",
+    "NonFiniteLossError": "dldw.errors",
+    "Descent": "dldw.learner",
+    "Learner": "dldw.learner",
+    "Search": "dldw.learner",
+    "methods": "dldw.registry",
+    "Searcher": "dldw.searcher",
+    "RandomSearch": "dldw.searchers",
+    "GradientSource": "dldw.source",
+    "Backprop": "dldw.sources.backprop",
+    "EvolutionStrategy": "dldw.sources.evolution_strategy",
+    "FiniteDifference": "dldw.sources.finite_difference",
+    "ForwardGradient": "dldw.sources.forward_gradient",
+    "SPSA": "dldw.sources.spsa",
+    "WeightPerturbation": "dldw.sources.weight_perturbation",
+}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name on first use, so that ``dldw --help`` need not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dldw' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,62 @@
+"""The card: what a method claims, what it needs and what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Claim = Literal["exact", "unbiased", "biased", "search"]
+Needs = Literal["autograd", "forward mode", "loss values", "no loss"]
+
+
+@dataclass(frozen=True)
+class Float:
+    """A real setting to tune, between ``low`` and ``high`` (both included)."""
+
+    low: float
+    high: float
+    log: bool = True
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting to tune that takes one of a few values."""
+
+    options: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a method says of itself; the contract tests hold it to every line.
+
+    Attributes:
+        summary: One sentence.
+        claim: ``exact`` equals the derivative; ``unbiased`` equals it on average (``note`` says of which loss);
+            ``biased`` does neither; ``search`` does not estimate a derivative.
+        needs: What the model and the loss must offer.
+        forwards: Cost of one step in forward-pass equivalents, a formula in the constructor's arguments and ``d``, the
+            number of trainable weights. A reverse pass counts as two forwards, a forward-mode product as two.
+        memory: Peak beyond the loaded model and one forward, in words and symbols: ``d`` weights, ``a`` activations kept
+            for one backward pass, ``n`` the number of directions or candidates held at a time.
+        paper: Authors, year and where to find it.
+        additive: Whether the estimates of micro-batches add up to the estimate of their union. Ranks and z-scores do not.
+        space: The settings that ``dldw compare --tune`` searches, the optimizer's included.
+        note: What a user has to know and the fields above cannot say.
+    """
+
+    summary: str
+    claim: Claim
+    needs: Needs
+    forwards: str
+    memory: str
+    paper: str
+    additive: bool = True
+    space: Mapping[str, Float | Choice] = field(default_factory=dict)
+    note: str = ""
+
+    def count_forwards(self, arguments: Mapping[str, Any], d: int) -> float:
+        """The formula of ``forwards`` worked out for these constructor arguments and ``d`` trainable weights."""
+        names = {**arguments, "d": d, "ceil": math.ceil}
+        return float(eval(compile(self.forwards, "<card>", "eval"), {"__builtins__": {}}, names))

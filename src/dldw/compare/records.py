@@ -1,0 +1,210 @@
+"""What a line of results.jsonl holds: the only thing that the comparison and the report share.
+
+Every record is one JSON object on one line with a ``kind``. JSON has no infinity: what was never reached is null.
+Losses and accuracies are of the test split (of the validation split while tuning); times are seconds; sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+FORMAT = 1
+"""Raised whenever a reader of the older format would misread the newer one."""
+
+Study = Literal["curves", "width", "learning-rate"]
+"""Why a training run was made: the learning curves; the same over network width; the same over learning rates."""
+
+
+class Run(TypedDict):
+    """The first line: what was asked for, and where it ran."""
+
+    kind: Literal["run"]
+    format: int
+    dldw: str
+    torch: str
+    python: str
+    machine: dict[str, Any]  # system, processor, cores, threads, memory (bytes), accelerator (name or null)
+    config: dict[str, Any]  # task, methods (specs), seeds, budget (name and figures), studies; equal config -> may resume
+    started: str  # ISO 8601, UTC
+
+
+class MethodRecord(TypedDict):
+    """One method of the run with its card and the settings it ran with."""
+
+    kind: Literal["method"]
+    method: str  # the label used in every other record, e.g. "spsa" or "spsa[directions=8]"
+    name: str  # the registered name, "spsa"
+    claim: str
+    needs: str
+    forwards: str  # the card's formula
+    forwards_per_step: float  # the formula worked out for this task
+    memory: str
+    paper: str
+    note: str
+    settings: dict[str, Any]
+    baseline: bool
+
+
+class TaskRecord(TypedDict):
+    """The task of the run."""
+
+    kind: Literal["task"]
+    task: str
+    summary: str
+    metric: str  # "accuracy" or "loss"
+    maximise: bool
+    target: float
+    weights: int  # d at the task's own width
+    batch_size: int
+    train_examples: int
+    test_examples: int
+
+
+class Evaluation(TypedDict):
+    """One point of a learning curve."""
+
+    kind: Literal["evaluation"]
+    study: Study
+    task: str
+    method: str
+    seed: int
+    width: int | None  # hidden units, where the task has a width
+    factor: float  # learning rate over the tuned one; 1.0 outside the learning-rate study
+    step: int
+    forwards: float  # forward-pass equivalents by the card, so far
+    examples: int
+    seconds: float  # spent in steps alone, evaluation excluded; from the parallel pass, so indicative
+    train_loss: float | None  # of the last step
+    loss: float | None  # null when not finite
+    accuracy: float | None  # null where the task has none
+
+
+class End(TypedDict):
+    """How one training run ended."""
+
+    kind: Literal["end"]
+    study: Study
+    task: str
+    method: str
+    seed: int
+    width: int | None
+    factor: float
+    weights: int
+    reason: Literal["budget", "target", "diverged", "error"]
+    failed: bool  # the target was not reached within the budget
+    forwards_to_target: float | None
+    seconds_to_target: float | None
+    forwards: float
+    metric: float | None  # the task's metric at the end
+    best: float | None  # the best value of the metric on the way
+    error: str | None
+
+
+class Cost(TypedDict):
+    """What one step costs, measured alone and interleaved with bare forwards; one for each method and width."""
+
+    kind: Literal["cost"]
+    task: str
+    method: str
+    width: int | None
+    weights: int
+    step_seconds: float  # median
+    two_forwards_seconds: float  # median, of the interleaved pairs of bare forwards without grad
+    time_ratio: float  # median of step / two forwards, pair by pair
+    time_ratio_low: float  # quartiles of the same
+    time_ratio_high: float
+    repeats: int
+    step_flops: int
+    forward_flops: int
+    forwards_measured: float  # step_flops / forward_flops
+    forwards_card: float
+    peak_bytes: int  # allocator peak of a step above the loaded model
+    forward_peak_bytes: int  # the same of one bare forward without grad
+
+
+class Estimate(TypedDict):
+    """How good the estimate is at one point in training: against the exact gradient of the same batch."""
+
+    kind: Literal["estimate"]
+    task: str
+    method: str
+    seed: int
+    width: int | None
+    weights: int
+    draws: int
+    cosine: float  # mean over draws
+    cosine_low: float  # 95 % interval of the mean
+    cosine_high: float
+    relative_variance: float | None  # E|ghat - E ghat|^2 / |g|^2, sums over draws
+    relative_bias: float | None  # |mean(ghat) - g| / |g|, less what the variance alone explains
+    theory_variance: float | None  # closed form where the card's method has one: (d-1)/n, (d+1)/n, ...
+
+
+class Bias(TypedDict):
+    """The question's difference quotient against the exact derivative of the same weight, for one size of nudge."""
+
+    kind: Literal["bias"]
+    task: str
+    nudge: float  # |dw|
+    weights_tried: int
+    relative_error: float  # median over weights of |quotient - derivative| / rms derivative
+    relative_error_low: float  # quartiles
+    relative_error_high: float
+    wrong_sign: float  # share of weights whose quotient has the wrong sign
+
+
+class Landscape(TypedDict):
+    """The loss over two weights, all others fixed at a trained point."""
+
+    kind: Literal["landscape"]
+    task: str
+    names: list[str]  # of the two weights
+    x: list[float]
+    y: list[float]
+    loss: list[list[float]]  # [len(y)][len(x)]
+
+
+class Path(TypedDict):
+    """A method's way through the two-weight landscape, every method from the same start."""
+
+    kind: Literal["path"]
+    task: str
+    method: str
+    x: list[float]
+    y: list[float]
+    loss: list[float]
+    forwards: list[float]
+
+
+class Tuning(TypedDict):
+    """One trial of the search over a method's settings, on the validation split."""
+
+    kind: Literal["tuning"]
+    task: str
+    method: str
+    trial: int
+    settings: dict[str, Any]
+    score: float | None  # validation metric at the end of the trial's budget; null when it diverged
+    forwards: float
+    seconds: float
+    chosen: bool
+
+
+class Note(TypedDict):
+    """Something the run wants the reader to know, such as what it could not show in its time."""
+
+    kind: Literal["note"]
+    text: str
+
+
+class Done(TypedDict):
+    """The last line of a complete run."""
+
+    kind: Literal["done"]
+    seconds: float
+    peak_bytes: int  # resident, largest process
+
+
+Record = (
+    Run | MethodRecord | TaskRecord | Evaluation | End | Cost | Estimate | Bias | Landscape | Path | Tuning | Note | Done
+)

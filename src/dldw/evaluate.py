@@ -1,0 +1,348 @@
+"""Losses of one batch at many weights: with common random numbers, one by one or batched, the model left as it was."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dldw.errors import DldwError, NonFiniteLossError
+from dldw.weights import Weights
+
+if TYPE_CHECKING:
+    from dldw.source import Batch, Loss
+
+Mode = Literal["auto", "sequential", "batched"]
+_log = logging.getLogger("dldw")
+
+
+class Candidates(Protocol):
+    """Rows of weights to evaluate; each row holds ``width`` members (the two sides of a difference, say)."""
+
+    width: int
+
+    def __len__(self) -> int: ...
+
+    def member(self, row: int, column: int) -> Sequence[Tensor]:
+        """One set of weights, a tensor for each parameter (the parameter itself where it is unchanged)."""
+        ...
+
+    def stack(self, start: int, stop: int) -> Sequence[Tensor]:
+        """Rows ``start`` to ``stop``, tensors [width * (stop - start), *shape], column after column.
+
+        A parameter that no member changes is given as itself.
+        """
+        ...
+
+
+class Objective:
+    """The loss of one batch as a function of the weights alone.
+
+    Every evaluation starts from the same random state (dropout sees the same mask) and the same buffers. In the end the
+    model's buffers and the global random state are as one forward pass at the model's own weights leaves them.
+
+    Args:
+        model: The model whose weights are stood in for.
+        loss: ``loss(model, batch)``, a scalar or one value per example [B].
+        batch: Handed to ``loss`` as it is.
+        weights: The trainable weights of ``model``.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, batch: Batch, weights: Weights) -> None:
+        self.model, self.loss, self.batch, self.weights = model, loss, batch, weights
+        self.shape: torch.Size | None = None
+        self._random = _RandomState(weights.device)
+        self._scratch: list[Tensor] = []
+        self._updates_buffers = False
+        self.plain_loss: float | None = None
+        self._dtype = torch.float32
+
+    def at(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The loss as the user's function returns it, at these weights, without touching the model."""
+        self._random.rewind()
+        with torch.no_grad(), self.weights.swapped(tensors), self._scratch_buffers():
+            return self._call()
+
+    def mean_at(self, tensors: Sequence[Tensor]) -> float:
+        """The mean loss at these weights."""
+        return self.mean(self.at(tensors), "at the perturbed weights")
+
+    def plain(self) -> float:
+        """The mean loss at the model's own weights; buffers and the random state move on as in any forward pass."""
+        if self.plain_loss is None:
+            self._random.rewind()
+            with torch.no_grad():
+                self.plain_loss = self.mean(self._call(), "at the model's own weights")
+        return self.plain_loss
+
+    def with_graph(self) -> Tensor:
+        """The loss at the model's own weights as the user's function returns it, for autograd to follow."""
+        return self._call()
+
+    def jvp(self, tangents: Sequence[Tensor], *, plain: bool) -> tuple[float, float]:
+        """The mean loss at the model's own weights and its exact derivative along ``tangents``, by forward mode.
+
+        Args:
+            tangents: One tensor for each weight.
+            plain: Whether this pass is the one that updates the model's buffers.
+        """
+        self._random.rewind()
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+            duals = [forward_ad.make_dual(p.detach(), t) for p, t in zip(self.weights.tensors, tangents, strict=True)]
+            with self.weights.swapped(duals):
+                if plain:
+                    value = self._call()
+                else:
+                    with self._scratch_buffers():
+                        value = self._call()
+            primal, tangent = forward_ad.unpack_dual(value)
+        if tangent is None:
+            raise DldwError(_INDEPENDENT.format(how="forward mode found no path from the weights to the loss"))
+        loss = self.mean(primal, "at the model's own weights")
+        if plain:
+            self.plain_loss = loss
+        return loss, self.mean(tangent, "in its derivative at the model's own weights")
+
+    def finish(self) -> None:
+        """Leaves the buffers as one plain forward pass would."""
+        if self._updates_buffers:
+            self.plain()
+
+    def mean(self, value: Tensor, where: str) -> float:
+        """The mean of a loss [] or [B] as a float, summed in float64."""
+        if not isinstance(value, Tensor) or value.ndim > 1 or value.numel() == 0 or value.is_complex():
+            found = f"shape {list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise DldwError(
+                f"the loss must be a real scalar or one value per example [B], got {found}: its mean is what is minimised. "
+                "Reduce every other dimension in the loss function, e.g. losses.flatten(1).mean(1)."
+            )
+        if self.shape is None:
+            self.shape, self._dtype = value.shape, value.dtype if value.is_floating_point() else torch.float32
+        mean: float = value.sum(dtype=torch.float64).item() / value.numel()
+        if not math.isfinite(mean):
+            raise NonFiniteLossError(
+                f"the loss is {mean} {where}, so there is no slope to follow; .grad is as it was. "
+                "Lower the learning rate or sigma, clip the gradient, or check the batch for NaN."
+            )
+        return mean
+
+    def tensor(self, loss: float) -> Tensor:
+        """A mean loss as a detached scalar in the dtype and on the device of the loss."""
+        return torch.tensor(loss, dtype=self._dtype, device=self.weights.device)
+
+    def require_dependence(self) -> None:
+        """Raises ``DldwError`` when the loss is the same at unrelated weights too."""
+        generator = torch.Generator(self.weights.device).manual_seed(0)
+        other = [
+            torch.empty_like(p).normal_(generator=generator).mul_(1 + p.detach().abs().max())
+            for p in self.weights.tensors
+        ]
+        if torch.equal(self.at(other), self.at(self.weights.tensors)):
+            raise DldwError(_INDEPENDENT.format(how="it is the same at unrelated weights"))
+
+    def signature(self) -> tuple[Any, ...]:
+        """What decides how much memory one evaluation takes: the model and the shapes in the batch."""
+        return id(self.model), *(t.shape for t in tree_leaves(self.batch) if isinstance(t, Tensor))
+
+    def rewind(self) -> None:
+        """Back to the random state every evaluation starts from."""
+        self._random.rewind()
+
+    def _call(self) -> Tensor:
+        try:
+            return self.loss(self.model, self.batch)
+        except RuntimeError as error:
+            elsewhere = {t.device for t in tree_leaves(self.batch) if isinstance(t, Tensor)} - {self.weights.device}
+            if elsewhere:
+                raise DldwError(
+                    f"the batch is on {', '.join(sorted(map(str, elsewhere)))} but the model is on {self.weights.device}. "
+                    "Move one to the other's device first, e.g. batch.to(device)."
+                ) from error
+            raise
+
+    @contextmanager
+    def _scratch_buffers(self) -> Iterator[None]:
+        slots = self.weights.buffers
+        if not slots:
+            yield
+            return
+        originals = [container[key] for container, key in slots]
+        if not self._scratch:
+            self._scratch = [b.clone() for b in originals]
+        try:
+            for (container, key), scratch in zip(slots, self._scratch, strict=True):
+                container[key] = scratch
+            yield
+        finally:
+            for i, (container, key) in enumerate(slots):
+                if container[key] is not self._scratch[i] or self._scratch[i]._version:
+                    self._updates_buffers = True
+                    self._scratch[i] = originals[i].clone()
+                container[key] = originals[i]
+
+
+_INDEPENDENT = (
+    "the loss does not depend on the model's trainable weights: {how}. "
+    "Use the model that the loss function is given, not one it captured, and do not detach its output."
+)
+
+
+class _RandomState:
+    """The global random state of the CPU and of one device, to start every evaluation from."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._generators = [torch.default_generator]
+        if device.type == "cuda":
+            self._generators.append(torch.cuda.default_generators[device.index or 0])
+        self._states = [g.get_state() for g in self._generators]
+        self._fresh = True
+
+    def rewind(self) -> None:
+        if self._fresh:
+            self._fresh = False
+            return
+        for generator, state in zip(self._generators, self._states, strict=True):
+            generator.set_state(state)
+
+
+class Evaluator:
+    """Evaluates candidates one by one or under ``torch.func.vmap`` in chunks that keep to a memory bound.
+
+    Args:
+        mode: ``sequential``, ``batched`` (an error where vmap cannot go), or ``auto``: batched for small models, and
+            sequential with a logged reason where vmap cannot go (training-mode batch norm, LSTM, data-dependent control).
+        memory: Bound in bytes on what one chunk of candidates takes, weights and activations together.
+    """
+
+    def __init__(self, mode: Mode = "auto", memory: int = 256 << 20) -> None:
+        if mode not in ("auto", "sequential", "batched"):
+            raise DldwError(f"evaluate must be 'auto', 'sequential' or 'batched', got {mode!r}.")
+        self.mode, self.memory = mode, memory
+        self._cannot_batch: WeakSet[nn.Module] = WeakSet()
+        self._footprints: dict[tuple[Any, ...], int] = {}
+
+    def batches(self, objective: Objective, members: int) -> bool:
+        """Whether ``members`` evaluations of this model are worth batching."""
+        if self.mode != "auto":
+            return self.mode == "batched"
+        small = objective.weights.size <= _SMALL
+        return members > 2 and small and objective.model not in self._cannot_batch
+
+    def rows(self, objective: Objective, width: int, count: int) -> int:
+        """How many of ``count`` rows of ``width`` members go into one chunk."""
+        bytes_per_member = sum(p.numel() * p.element_size() for p in objective.weights.tensors)
+        if self.batches(objective, width * count):
+            bytes_per_member = 2 * bytes_per_member + self._footprint(objective)
+        return max(1, min(count, self.memory // max(1, width * bytes_per_member)))
+
+    def __call__(self, objective: Objective, candidates: Candidates) -> np.ndarray:
+        """The mean losses of all candidates, float64 [rows, width].
+
+        Raises:
+            NonFiniteLossError: One of them is NaN or infinite.
+            DldwError: ``mode`` is ``batched`` and vmap cannot go through the model.
+        """
+        losses = self.losses(objective, candidates)
+        if not np.isfinite(losses).all():
+            bad = losses[~np.isfinite(losses)]
+            raise NonFiniteLossError(
+                f"the loss is {bad[0]} at {bad.size} of {losses.size} perturbed weights, so there is no slope to follow; "
+                ".grad is as it was. Lower sigma or the learning rate, or check the batch for NaN."
+            )
+        return losses
+
+    def losses(self, objective: Objective, candidates: Candidates) -> np.ndarray:
+        """Like calling, but NaN and infinite losses are returned, not raised."""
+        members = len(candidates) * candidates.width
+        if self.batches(objective, members):
+            try:
+                return self._batched(objective, candidates)
+            except (RuntimeError, TypeError, ValueError) as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                if self.mode == "batched":
+                    raise DldwError(
+                        f"evaluate='batched' cannot run {type(objective.model).__name__} under torch.func.vmap: {reason} "
+                        "Use evaluate='auto', which then evaluates one by one."
+                    ) from error
+                self._cannot_batch.add(objective.model)
+                _log.info("%s is evaluated one by one: %s", type(objective.model).__name__, reason)
+        return np.array(
+            [
+                [_float(objective.at(candidates.member(row, column)), objective) for column in range(candidates.width)]
+                for row in range(len(candidates))
+            ]
+        )
+
+    def _batched(self, objective: Objective, candidates: Candidates) -> np.ndarray:
+        rows = self.rows(objective, candidates.width, len(candidates))
+        out = np.empty((len(candidates), candidates.width))
+        for start in range(0, len(candidates), rows):
+            stop = min(start + rows, len(candidates))
+            value = _vmapped(objective, candidates.stack(start, stop))
+            means = value.reshape(value.shape[0], -1).sum(1, dtype=torch.float64) / max(1, value[0].numel())
+            out[start:stop] = means.cpu().numpy().reshape(candidates.width, stop - start).T
+        return out
+
+    def _footprint(self, objective: Objective) -> int:
+        key = objective.signature()
+        if key not in self._footprints:
+            if len(self._footprints) > 64:
+                self._footprints.clear()
+            with _AllocatedBytes() as allocated:
+                objective.at(objective.weights.tensors)
+            self._footprints[key] = allocated.bytes
+        return self._footprints[key]
+
+
+_SMALL = 1 << 20
+"""Weights up to which ``auto`` batches: beyond, one matrix product keeps the processor busy and stacking only copies."""
+
+
+def _float(value: Tensor, objective: Objective) -> float:
+    try:
+        return objective.mean(value, "")
+    except NonFiniteLossError:
+        return float(value.sum(dtype=torch.float64).item())
+
+
+def _vmapped(objective: Objective, stacked: Sequence[Tensor]) -> Tensor:
+    parameters = objective.weights.tensors
+    changed = [i for i, (s, p) in enumerate(zip(stacked, parameters, strict=True)) if s is not p]
+
+    def one(members: list[Tensor]) -> Tensor:
+        tensors: list[Tensor] = list(parameters)
+        for i, member in zip(changed, members, strict=True):
+            tensors[i] = member
+        value = objective.at(tensors)
+        if value.ndim > 1:
+            objective.mean(value, "")
+        return value
+
+    return torch.func.vmap(one, randomness="same")([stacked[i] for i in changed])
+
+
+class _AllocatedBytes(TorchDispatchMode):
+    """Sums the bytes of every tensor made inside: an upper bound on what one forward pass holds at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        held = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in held:
+                self.bytes += t.numel() * t.element_size()
+        return out

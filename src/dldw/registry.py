@@ -1,0 +1,135 @@
+"""Every method by name: one line each. The command line, the contract tests and the default comparison read it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dldw.errors import DldwError, UnknownNameError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from dldw.card import Card
+    from dldw.learner import Learner
+    from dldw.source import Loss
+
+METHODS = {
+    "backprop": "dldw.sources.backprop:Backprop",
+    "weight-perturbation": "dldw.sources.weight_perturbation:WeightPerturbation",
+    "finite-difference": "dldw.sources.finite_difference:FiniteDifference",
+    "spsa": "dldw.sources.spsa:SPSA",
+    "evolution-strategy": "dldw.sources.evolution_strategy:EvolutionStrategy",
+    "forward-gradient": "dldw.sources.forward_gradient:ForwardGradient",
+    "random-search": "dldw.searchers.random_search:RandomSearch",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method.
+
+    Attributes:
+        name: As the command line has it.
+        factory: The class: a ``GradientSource``, a ``Searcher``, or a learner built from model and loss.
+    """
+
+    name: str
+    factory: type[Any]
+
+    @property
+    def card(self) -> Card:
+        """What the method claims, needs and costs."""
+        card: Card = self.factory.card
+        return card
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by name with its default; those of the optimizer come with gradient sources."""
+        from dldw.learner import make_optimizer
+
+        functions = [self.factory] + ([make_optimizer] if self.is_source else [])
+        parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
+        return {
+            p.name: None if p.default is p.empty else p.default
+            for p in parameters
+            if p.kind is p.KEYWORD_ONLY and p.name != "generator"
+        }
+
+    @property
+    def is_source(self) -> bool:
+        """Whether the method is a source of dL/dw, which an optimizer has to follow."""
+        from dldw.source import GradientSource
+
+        return issubclass(self.factory, GradientSource)
+
+    def build(
+        self, model: nn.Module, loss: Loss, generator: torch.Generator | None = None, **settings: Any
+    ) -> Learner:
+        """A learner that trains ``model`` with this method.
+
+        Args:
+            model: The model to train.
+            loss: ``loss(model, batch)``.
+            generator: Where the method draws from.
+            **settings: The method's own, and ``lr``, ``optimizer`` and ``momentum`` where it is a gradient source.
+
+        Raises:
+            UnknownNameError: A setting this method does not have.
+        """
+        from dldw.learner import Descent, Search, make_optimizer
+        from dldw.searcher import Searcher
+
+        known = self.settings
+        for name in settings:
+            if name not in known:
+                raise UnknownNameError(unknown("setting", name, known, of=self.name))
+        if not self.is_source:
+            if issubclass(self.factory, Searcher):
+                return Search(model, loss, self.factory(generator=generator, **settings))
+            learner: Learner = self.factory(model, loss, generator=generator, **settings)
+            return learner
+        own = inspect.signature(self.factory).parameters
+        arguments = {k: v for k, v in settings.items() if k in own}
+        optimizer = {"lr": 0.1} | {k: v for k, v in settings.items() if k not in own}
+        source = self.factory(loss, generator=generator, **arguments)
+        return Descent(model, source, make_optimizer(model, **optimizer))
+
+
+def methods() -> dict[str, Method]:
+    """All registered methods by name, each with its card.
+
+    Example:
+        >>> import dldw
+        >>> dldw.methods()["spsa"].card.forwards
+        '2 * directions if two_sided else directions + 1'
+    """
+    return {name: method(name) for name in METHODS}
+
+
+def method(name: str) -> Method:
+    """The method registered as ``name``.
+
+    Raises:
+        UnknownNameError: There is none; the text has the list and the nearest match.
+    """
+    if name not in METHODS:
+        raise UnknownNameError(unknown("method", name, METHODS))
+    module, _, attribute = METHODS[name].partition(":")
+    return Method(name, getattr(import_module(module), attribute))
+
+
+def unknown(kind: str, name: str, known: Any, of: str = "") -> str:
+    """The text of an error about a name that does not exist."""
+    near = get_close_matches(name, list(known), n=1)
+    where = f" of {of}" if of else ""
+    return f"there is no {kind} {name!r}{where}." + (f" Did you mean {near[0]!r}?" if near else "") + (
+        f" Known: {', '.join(known)}." if known else f" {of or 'It'} has none."
+    )
+
+
+__all__ = ["DldwError", "METHODS", "Method", "method", "methods", "unknown"]

@@ -1,0 +1,98 @@
+"""The first concept: a source of dL/dw."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dldw.card import Card
+from dldw.errors import AccumulationError, DldwError
+from dldw.weights import Weights
+
+Batch = Any
+Loss = Callable[[nn.Module, Batch], Tensor]
+"""``loss(model, batch)`` returns a scalar or one value per example, shape [B]; what is minimised is the mean."""
+
+
+class GradientSource(ABC):
+    """Estimates dL/dw and adds the estimate to ``.grad``, as ``loss(model, batch).mean().backward()`` would.
+
+    Any optimizer, schedule, clipping and (where ``card.additive``) gradient accumulation of ``torch.optim`` then works.
+
+    Args:
+        loss: ``loss(model, batch) -> Tensor``, a scalar or one value per example [B].
+        generator: Where the method draws its own randomness from; it must be on the device of the weights. By default one
+            is made on first use and seeded with ``torch.initial_seed()``, so that ``torch.manual_seed`` makes runs repeat.
+            The global random state is never drawn from; the model's own dropout advances it as one forward pass does.
+    """
+
+    card: ClassVar[Card]
+
+    def __init__(self, loss: Loss, generator: torch.Generator | None = None) -> None:
+        if not callable(loss):
+            raise DldwError(
+                f"loss must be a function loss(model, batch) -> Tensor, got {type(loss).__name__}. "
+                "Wrap a criterion: lambda model, batch: criterion(model(batch[0]), batch[1])."
+            )
+        self.loss = loss
+        self.generator = generator
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Adds the estimate of dL/dw to each trainable parameter's ``.grad`` and returns the detached loss, shape [].
+
+        Raises:
+            NonFiniteLossError: The loss was NaN or infinite; ``.grad`` is as it was.
+            AccumulationError: ``.grad`` holds a gradient already and this method's estimates do not add up.
+            DldwError: Nothing can be trained, or model, batch and generator do not fit together.
+        """
+
+    @property
+    def additive(self) -> bool:
+        """Whether estimates of micro-batches add up (see ``Card.additive``)."""
+        return self.card.additive
+
+    def forwards(self, d: int) -> float:
+        """Cost of one step in forward-pass equivalents on a model of ``d`` trainable weights."""
+        return self.card.count_forwards(vars(self), d)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to be kept for a run to continue bit for bit: the state of the generator."""
+        return {"generator": None if self.generator is None else self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        if state["generator"] is not None:
+            self.generator = self.generator or torch.Generator()
+            self.generator.set_state(state["generator"])
+
+    def _generator_on(self, device: torch.device) -> torch.Generator:
+        if self.generator is None:
+            self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
+        elif self.generator.device.type != device.type:
+            raise DldwError(
+                f"the generator is on {self.generator.device} but the weights are on {device}, and random directions are "
+                f"drawn where the weights are. Pass generator=torch.Generator({str(device)!r})."
+            )
+        return self.generator
+
+    def _prepare(self, model: nn.Module) -> Weights:
+        """The trainable weights of ``model``, after the checks that every source owes its user."""
+        weights = Weights(model)
+        weights.require_trainable()
+        if torch.is_autocast_enabled(weights.device.type):
+            raise DldwError(
+                f"{type(self).__name__} was called inside torch.autocast, which would round the perturbed weights (or the "
+                "backward pass) to low precision. Call it outside, and put the autocast context inside the loss function."
+            )
+        if not self.additive and any(p.grad is not None and bool(p.grad.any()) for p in weights.tensors):
+            raise AccumulationError(
+                f"{type(self).__name__} ranks or standardises its losses, so its estimates have no common scale and those "
+                "of micro-batches do not add up, but .grad already holds a gradient. Call optimizer.zero_grad() before "
+                "each call, or use shaping='none' to accumulate."
+            )
+        return weights

@@ -1,0 +1,1 @@
+"""Sources of dL/dw: one method, or one family, per file."""

@@ -1,0 +1,1 @@
+"""Tasks: data, model, loss, metric and target, one per file."""

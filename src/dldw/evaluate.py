@@ -121,6 +121,17 @@ class Objective:
 
     def mean(self, value: Tensor, where: str) -> float:
         """The mean of a loss [] or [B] as a float, summed in float64."""
+        self.check(value)
+        mean: float = value.sum(dtype=torch.float64).item() / value.numel()
+        if not math.isfinite(mean):
+            raise NonFiniteLossError(
+                f"the loss is {mean} {where}, so there is no slope to follow; .grad is as it was. "
+                "Lower the learning rate or sigma, clip the gradient, or check the batch for NaN."
+            )
+        return mean
+
+    def check(self, value: Tensor) -> None:
+        """Raises ``DldwError`` where ``value`` is no loss [] or [B]; reads no element, so that it may run under vmap."""
         if not isinstance(value, Tensor) or value.ndim > 1 or value.numel() == 0 or value.is_complex():
             found = f"shape {list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise DldwError(
@@ -129,13 +140,6 @@ class Objective:
             )
         if self.shape is None:
             self.shape, self._dtype = value.shape, value.dtype if value.is_floating_point() else torch.float32
-        mean: float = value.sum(dtype=torch.float64).item() / value.numel()
-        if not math.isfinite(mean):
-            raise NonFiniteLossError(
-                f"the loss is {mean} {where}, so there is no slope to follow; .grad is as it was. "
-                "Lower the learning rate or sigma, clip the gradient, or check the batch for NaN."
-            )
-        return mean
 
     def tensor(self, loss: float) -> Tensor:
         """A mean loss as a detached scalar in the dtype and on the device of the loss."""
@@ -271,6 +275,8 @@ class Evaluator:
             except (RuntimeError, TypeError, ValueError) as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 if self.mode == "batched":
+                    if isinstance(error, DldwError):
+                        raise
                     raise DldwError(
                         f"evaluate='batched' cannot run {type(objective.model).__name__} under torch.func.vmap: {reason} "
                         "Use evaluate='auto', which then evaluates one by one."
@@ -325,8 +331,7 @@ def _vmapped(objective: Objective, stacked: Sequence[Tensor]) -> Tensor:
         for i, member in zip(changed, members, strict=True):
             tensors[i] = member
         value = objective.at(tensors)
-        if value.ndim > 1:
-            objective.mean(value, "")
+        objective.check(value)
         return value
 
     return torch.func.vmap(one, randomness="same")([stacked[i] for i in changed])

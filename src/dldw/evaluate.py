@@ -98,7 +98,7 @@ class Objective:
             plain: Whether this pass is the one that updates the model's buffers.
         """
         self._random.rewind()
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        with torch.no_grad(), _forward_mode_kernels(self.model), forward_ad.dual_level():
             duals = [forward_ad.make_dual(p.detach(), t) for p, t in zip(self.weights.tensors, tangents, strict=True)]
             with self.weights.swapped(duals):
                 if plain:
@@ -200,6 +200,22 @@ _INDEPENDENT = (
     "the loss does not depend on the model's trainable weights: {how}. "
     "Use the model that the loss function is given, not one it captured, and do not detach its output."
 )
+
+
+@contextmanager
+def _forward_mode_kernels(model: nn.Module) -> Iterator[None]:
+    """Inside, attention and recurrent layers run on kernels with a forward-mode rule; the fused ones have none."""
+    backends = torch.backends
+    fused, cpu, cuda = backends.mha.get_fastpath_enabled(), backends.mkldnn.enabled, backends.cudnn.enabled
+    try:
+        backends.mha.set_fastpath_enabled(False)
+        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            backends.mkldnn.enabled = backends.cudnn.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        backends.mha.set_fastpath_enabled(fused)
+        backends.mkldnn.enabled, backends.cudnn.enabled = cpu, cuda
 
 
 class _RandomState:

@@ -129,7 +129,7 @@ def micro_batches_add_up_to_their_union(make: Make) -> None:
     for half in (slice(0, 3), slice(3, 6)):
         make(problem.loss, seeded())(problem.model, (x[half], y[half]))
     halves = [g / 2 for g in gradients(problem.model)]
-    assert close(halves, whole, rtol=1e-6, atol=1e-9), "two micro-batches do not add up to their union"
+    assert close(halves, whole, rtol=1e-5, atol=1e-6), "two micro-batches do not add up to their union"
 
 
 def gives_every_trainable_weight_its_shape_and_type(make: Make) -> None:
@@ -323,11 +323,14 @@ def returns_the_detached_loss(make: Make) -> None:
     for loss_function in (problems.cross_entropy, problems.mean_cross_entropy):
         problem = problems.mlp()
         problem.loss = loss_function
-        loss = make(problem.loss, seeded())(problem.model, problem.batch)
+        source = make(problem.loss, seeded())
+        loss = source(problem.model, problem.batch)
         assert isinstance(loss, Tensor)
         assert loss.shape == ()
         assert not loss.requires_grad, "the returned loss is not detached"
-        assert math.isclose(float(loss), problem.value(), rel_tol=0.05), "the returned loss is not the model's loss"
+        exact = source.card.needs != "loss values"
+        near = math.isclose(float(loss), problem.value(), rel_tol=1e-12 if exact else 0.2)
+        assert near, "the returned loss is not the model's loss"
 
 
 def scalar_and_per_example_losses_mean_the_same(make: Make) -> None:
@@ -351,15 +354,20 @@ def non_finite_loss_is_an_error_and_leaves_grad(make: Make) -> None:
                     return losses
                 return torch.cat([losses[:1] * bad, losses[1:]])
 
+            source = make(loss, seeded())
             for held in (None, torch.zeros(())):
+                calls[0] = -1000  # the first call on a model may evaluate more: whether the loss depends on the weights
+                problem.model.zero_grad()
+                source(problem.model, problem.batch)
                 calls[0] = 0
                 for p in problem.trainable:
                     p.grad = None if held is None else torch.zeros_like(p)
                 try:
-                    make(loss, seeded())(problem.model, problem.batch)
-                except NonFiniteLossError:
+                    source(problem.model, problem.batch)
+                except NonFiniteLossError as error:
                     for p in problem.trainable:
                         assert (p.grad is None) if held is None else not p.grad.any(), ".grad was written"
+                    assert ("nan" if math.isnan(bad) else "inf") in str(error), "the error does not say what the loss was"
                 else:
                     assert calls[0] < call, f"a loss of {bad} at evaluation {call} went unnoticed"
 

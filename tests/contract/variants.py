@@ -32,7 +32,7 @@ _SETTINGS: dict[str, list[dict[str, object]]] = {
         {"antithetic": False},
         {"shaping": "z_score"},
         {"shaping": "none"},
-        {"shaping": "none", "antithetic": False},
+        {"shaping": "none", "antithetic": False, "sigma": 0.2, "population": 128},
     ],
     "forward-gradient": [{"directions": 4}],
 }

@@ -85,7 +85,7 @@ class Sphere(_Random):
 
     def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
         z = [_empty(p, stop - start).normal_(generator=generator) for p in weights.tensors]
-        squares = torch.stack([t.flatten(1).square().sum(1, dtype=torch.float64) for t in z]).sum(0)
+        squares = torch.stack([t.reshape(len(t), -1).square().sum(1, dtype=torch.float64) for t in z]).sum(0)
         for t in z:
             t.mul_((weights.size / squares).sqrt().to(t.dtype).view(-1, *[1] * (t.ndim - 1)))
         return Dense(z)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from weakref import WeakSet
 
@@ -109,7 +110,7 @@ class Objective:
         """
         self._random.rewind()
         scratch = bool(self.weights.buffers) and not plain
-        with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        with _forward_mode_kernels(self.model), forward_ad.dual_level():
             try:
                 if scratch:
                     self._put_scratch_buffers()
@@ -230,6 +231,21 @@ _INDEPENDENT = (
 )
 
 
+@contextmanager
+def _forward_mode_kernels(model: nn.Module) -> Iterator[None]:
+    """Inside, attention and recurrent layers run on kernels with a forward-mode rule; the fused ones have none."""
+    backends = torch.backends
+    fused = backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        backends.mha.set_fastpath_enabled(False)
+        stack.callback(backends.mha.set_fastpath_enabled, fused)
+        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            stack.enter_context(backends.mkldnn.flags(enabled=False))
+            stack.enter_context(backends.cudnn.flags(enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
+
 class _RandomState:
     """The global random state of the CPU and of one device, to start every evaluation from."""
 
@@ -304,6 +320,8 @@ class Evaluator:
             except (RuntimeError, TypeError, ValueError) as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 if self.mode == "batched":
+                    if isinstance(error, DldwError):
+                        raise
                     raise DldwError(
                         f"evaluate='batched' cannot run {type(objective.model).__name__} under torch.func.vmap: {reason} "
                         "Use evaluate='auto', which then evaluates one by one."
@@ -332,7 +350,7 @@ class Evaluator:
         if key not in self._footprints:
             if len(self._footprints) > 64:
                 self._footprints.clear()
-            with _AllocatedBytes() as allocated:
+            with _AllocatedBytes() as allocated:  # type: ignore[no-untyped-call]
                 objective.at(objective.weights.tensors)
             self._footprints[key] = allocated.bytes
         return self._footprints[key]

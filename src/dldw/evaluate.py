@@ -158,7 +158,7 @@ class Objective:
             self.check(value)
         count = value.numel()
         if count <= 256:  # a short list is summed in float64 in less time than a reduction is launched
-            return sum(value.tolist()) / count if value.ndim else float(value)
+            return sum(value.tolist()) / count if value.ndim else float(value.detach())
         total: float = value.sum(dtype=torch.float64).item()
         return total / count
 

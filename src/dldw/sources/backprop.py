@@ -69,7 +69,7 @@ class Backprop(GradientSource):
         recomputing = _recomputed(model, self.checkpoint) if self.checkpoint else nullcontext()
         with torch.enable_grad(), recomputing:
             losses = objective.with_graph()
-            loss = objective.mean(losses.detach(), "at the model's own weights")
+            loss = objective.mean(losses, "at the model's own weights")
             if not losses.requires_grad:
                 raise DldwError(
                     "the loss does not depend on the model's trainable weights in a way autograd can follow: it carries no "

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dldw.batched import population_map
 from dldw.errors import DldwError, NonFiniteLossError
 from dldw.weights import Weights
 
@@ -372,7 +373,7 @@ def _vmapped(objective: Objective, stacked: Sequence[Tensor]) -> Tensor:
         objective.check(value)
         return value
 
-    return torch.func.vmap(one, randomness="same")([stacked[i] for i in changed])
+    return population_map(one, [stacked[i] for i in changed])
 
 
 class _AllocatedBytes(TorchDispatchMode):

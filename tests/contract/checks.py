@@ -38,9 +38,7 @@ def estimate(make: Make, problem: Problem, seed: int = 0) -> list[Tensor]:
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
-    return [
-        torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters() if p.requires_grad
-    ]
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters() if p.requires_grad]
 
 
 def dot(a: list[Tensor], b: list[Tensor]) -> float:
@@ -219,7 +217,9 @@ def leaves_buffers_as_one_forward_would(make: Make) -> None:
             make_(problem.loss, seeded())(problem.model, problem.batch)
             after = dict(problem.model.named_buffers())
             for name, wanted in reference.model.named_buffers():
-                assert torch.equal(after[name], wanted), f"buffer {name} after {calls} calls is not as forwards leave it"
+                assert torch.equal(after[name], wanted), (
+                    f"buffer {name} after {calls} calls is not as forwards leave it"
+                )
             with torch.no_grad():
                 reference.loss(reference.model, reference.batch)
     problem = problems.batch_norm()
@@ -347,7 +347,9 @@ def non_finite_loss_is_an_error_and_leaves_grad(make: Make) -> None:
         for call in (1, 2, 3):
             problem, calls = problems.mlp(), [0]
 
-            def loss(model: nn.Module, batch: Any, bad: float = bad, call: int = call, calls: list[int] = calls) -> Tensor:
+            def loss(
+                model: nn.Module, batch: Any, bad: float = bad, call: int = call, calls: list[int] = calls
+            ) -> Tensor:
                 calls[0] += 1
                 losses = problems.cross_entropy(model, batch)
                 if calls[0] < call:
@@ -367,7 +369,9 @@ def non_finite_loss_is_an_error_and_leaves_grad(make: Make) -> None:
                 except NonFiniteLossError as error:
                     for p in problem.trainable:
                         assert (p.grad is None) if held is None else not p.grad.any(), ".grad was written"
-                    assert ("nan" if math.isnan(bad) else "inf") in str(error), "the error does not say what the loss was"
+                    assert ("nan" if math.isnan(bad) else "inf") in str(error), (
+                        "the error does not say what the loss was"
+                    )
                 else:
                     assert calls[0] < call, f"a loss of {bad} at evaluation {call} went unnoticed"
 

@@ -1,8 +1,8 @@
 """Rules that make ``torch.func.vmap`` over weights as fast as grouped matrix products.
 
-``vmap`` runs any model, but its own rules are written for batched inputs and shared weights. Here the weights are batched: the
-first layer, which sees one input, becomes one wide product; later ones a grouped product; cross-entropy is taken without a
-table of log-probabilities; fused attention, which has no rule at all, folds the population into its batch.
+``vmap`` runs any model, but its own rules are written for batched inputs and shared weights. Here the weights are batched:
+the first layer, which sees one input, becomes one wide product; later ones a grouped product; cross-entropy is taken without
+a table of log-probabilities; fused attention, which has no rule at all, folds the population into its batch.
 """
 
 from __future__ import annotations

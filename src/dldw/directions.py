@@ -70,25 +70,23 @@ class Gaussian(_Random):
     """z ~ N(0, I)."""
 
     def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
-        return Dense([_empty(p, stop - start).normal_(generator=generator) for p in weights.tensors])
+        return Dense(weights, _empty(weights, stop - start).normal_(generator=generator))
 
 
 class Rademacher(_Random):
     """Independent random signs: the least variance of all independent entries, (d - 1) / n relative (Spall 1992)."""
 
     def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
-        return Dense([_signs(_empty(p, stop - start), generator) for p in weights.tensors])
+        return Dense(weights, _signs(_empty(weights, stop - start), generator))
 
 
 class Sphere(_Random):
     """z uniform on the sphere of radius sqrt(d)."""
 
     def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
-        z = [_empty(p, stop - start).normal_(generator=generator) for p in weights.tensors]
-        squares = torch.stack([t.reshape(len(t), -1).square().sum(1, dtype=torch.float64) for t in z]).sum(0)
-        for t in z:
-            t.mul_((weights.size / squares).sqrt().to(t.dtype).view(-1, *[1] * (t.ndim - 1)))
-        return Dense(z)
+        z = _empty(weights, stop - start).normal_(generator=generator)
+        squares = z.square().sum(1, keepdim=True, dtype=torch.float64)
+        return Dense(weights, z.mul_((weights.size / squares).sqrt().to(z.dtype)))
 
 
 @dataclass(frozen=True)
@@ -130,15 +128,20 @@ class Dense(Drawn):
     """Directions stored in full.
 
     Args:
-        z: One tensor [n, *shape] for each weight.
+        weights: The weights they move.
+        flat: One direction over all weights a row, [n, d].
     """
 
-    def __init__(self, z: list[Tensor]) -> None:
-        self.z = z
-        self.count = z[0].shape[0]
+    def __init__(self, weights: Weights, flat: Tensor) -> None:
+        self.flat = flat
+        self.count = len(flat)
+        self.z = weights.split(flat)
+        self._first = weights.split(flat[0]) if self.count == 1 else []
 
     def perturbed(self, weights: Weights, row: int, scale: float) -> Sequence[Tensor]:
-        return [torch.add(p, z[row], alpha=scale) for p, z in zip(weights.tensors, self.z, strict=True)]
+        own: list[Tensor] = list(weights.tensors)
+        moved: Sequence[Tensor] = torch._foreach_add(own, self.tangents(weights, row), alpha=scale)
+        return moved
 
     def stacked(self, weights: Weights, start: int, scales: list[list[float]]) -> Sequence[Tensor]:
         rows = len(scales[0])
@@ -155,18 +158,20 @@ class Dense(Drawn):
             stacks.append(out.flatten(0, 1))
         return stacks
 
-    def tangents(self, weights: Weights, row: int) -> Sequence[Tensor]:
-        return [z[row] for z in self.z]
+    def tangents(self, weights: Weights, row: int) -> list[Tensor]:
+        return self._first or [z[row] for z in self.z]
 
     def accumulate(self, weights: Weights, coefficients: list[float]) -> None:
-        c = torch.tensor(coefficients, dtype=torch.float64)
-        for p, z in zip(weights.tensors, self.z, strict=True):
-            if self.count > 1:
-                _add(p, torch.tensordot(c.to(z), z, dims=1))
-            elif p.grad is None:
-                p.grad = z[0] * coefficients[0]
+        if self.count == 1:
+            estimate, scale = self._first, coefficients[0]
+        else:
+            c = torch.tensor(coefficients, dtype=self.flat.dtype, device=self.flat.device)
+            estimate, scale = weights.split(c @ self.flat), 1.0
+        for p, z in zip(weights.tensors, estimate, strict=True):
+            if p.grad is None:
+                p.grad = z * scale
             else:
-                p.grad.add_(z[0], alpha=coefficients[0])
+                p.grad.add_(z, alpha=scale)
 
 
 class Coordinates(Drawn):
@@ -207,7 +212,7 @@ class Coordinates(Drawn):
             stacks[tensor] = stack.flatten(0, 1)
         return stacks
 
-    def tangents(self, weights: Weights, row: int) -> Sequence[Tensor]:
+    def tangents(self, weights: Weights, row: int) -> list[Tensor]:
         tensor, offset = self.at[row]
         tangents = [_zeros(p) for p in weights.tensors]
         _entry(tangents[tensor], offset).fill_(1.0)
@@ -249,8 +254,9 @@ def _zeros(p: Tensor) -> Tensor:
     return torch.zeros_like(p, requires_grad=False)
 
 
-def _empty(p: Tensor, count: int) -> Tensor:
-    return torch.empty((count, *p.shape), dtype=p.dtype, device=p.device)
+def _empty(weights: Weights, count: int) -> Tensor:
+    """Room for ``count`` directions, in the widest dtype among the weights."""
+    return torch.empty((count, weights.size), dtype=weights.dtype, device=weights.device)
 
 
 def _signs(out: Tensor, generator: torch.Generator) -> Tensor:

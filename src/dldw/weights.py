@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -61,6 +62,11 @@ class Weights:
         self._dicts, self._lengths = dicts, [len(d) for d in dicts]
         self.size = sum(p.numel() for p in self.tensors)
         """d, the number of trainable weights."""
+        self._sizes = [p.numel() for p in self.tensors]
+        dtypes = {p.dtype for p in self.tensors}
+        self.dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+        """The widest dtype among them."""
+        self._mixed = len(dtypes) > 1
         self._require_real()
 
     def _current(self) -> bool:
@@ -135,15 +141,14 @@ class Weights:
                 container[key] = self.tensors[i]
         self._put.clear()
 
-    def split(self, vector: Tensor) -> list[Tensor]:
-        """Cuts ``vector`` [..., d] into one tensor [..., *shape] for each weight, in the weight's dtype."""
-        parts = vector.split([p.numel() for p in self.tensors], dim=-1)
-        lead = vector.shape[:-1]
-        return [part.reshape(*lead, *p.shape).to(p.dtype) for part, p in zip(parts, self.tensors, strict=True)]
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Cuts ``flat`` [..., d] into one tensor [..., *shape] for each weight, in the weight's dtype."""
+        lead, parts = flat.shape[:-1], flat.split_with_sizes(self._sizes, dim=-1)
+        shaped = [part.view((*lead, *p.shape)) for part, p in zip(parts, self.tensors, strict=True)]
+        if flat.dtype != self.dtype or self._mixed:
+            return [t.to(p.dtype) for t, p in zip(shaped, self.tensors, strict=True)]
+        return shaped
 
     def flat(self) -> Tensor:
         """A copy of all weights as one vector [d], in the widest dtype among them."""
-        dtype = self.tensors[0].dtype
-        for p in self.tensors:
-            dtype = torch.promote_types(dtype, p.dtype)
-        return torch.cat([p.detach().reshape(-1).to(dtype) for p in self.tensors])
+        return torch.cat([p.detach().reshape(-1).to(self.dtype) for p in self.tensors])

@@ -56,7 +56,8 @@ def _cross_entropy(
         return NotImplemented
     if bool((target == ignore_index).any()):
         return NotImplemented
-    losses = input.logsumexp(-1) - input.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    logits = input - input.amax(-1, keepdim=True)
+    losses = logits.exp().sum(-1).log() - logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     return losses if reduction == "none" else losses.mean()
 
 
@@ -109,7 +110,8 @@ class _Linear(torch.autograd.Function):
             shape = x.shape[1:-1]
             columns = x.reshape(n, -1, x.shape[-1]).transpose(1, 2)
             out = torch.bmm(weight, columns) if column is None else torch.baddbmm(column, weight, columns)
-        return out.transpose(1, 2).unflatten(1, shape) if len(shape) != 1 else out.transpose(1, 2), 0
+        out = out.transpose(1, 2)
+        return out if len(shape) == 1 else out.reshape(n, *shape, -1), 0
 
 
 class _Attention(torch.autograd.Function):

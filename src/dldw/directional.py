@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from weakref import WeakSet
+from collections.abc import Callable
+from itertools import chain
+from operator import mul
+from statistics import fmean
+from weakref import ref
 
 import numpy as np
 import torch
@@ -21,12 +25,15 @@ class Combine(ABC):
     additive: bool
 
     @abstractmethod
-    def shape(self, losses: np.ndarray) -> np.ndarray:
-        """The losses [n, k] or what takes their place, [n, k]."""
+    def shape(self, losses: list[list[float]]) -> list[list[float]]:
+        """The losses, n rows of k, or what takes their place."""
 
-    def coefficients(self, measured: Measured) -> np.ndarray:
-        """The coefficient of each direction in the estimate, [n], before the average over them."""
-        return np.asarray(self.shape(measured.losses) @ measured.stencil / measured.steps)
+    def coefficients(self, measured: Measured, factor: float) -> list[float]:
+        """The coefficient of each direction in the estimate, n of them."""
+        losses, stencil, steps = measured
+        return [
+            factor * sum(map(mul, row, stencil)) / step for row, step in zip(self.shape(losses), steps, strict=True)
+        ]
 
 
 class Mean(Combine):
@@ -34,7 +41,7 @@ class Mean(Combine):
 
     additive = True
 
-    def shape(self, losses: np.ndarray) -> np.ndarray:
+    def shape(self, losses: list[list[float]]) -> list[list[float]]:
         return losses
 
 
@@ -43,10 +50,13 @@ class CenteredRanks(Combine):
 
     additive = False
 
-    def shape(self, losses: np.ndarray) -> np.ndarray:
+    def shape(self, losses: list[list[float]]) -> list[list[float]]:
         values, inverse, counts = np.unique(losses, return_inverse=True, return_counts=True)
-        ranks = (np.cumsum(counts) - (counts + 1) / 2)[inverse].reshape(losses.shape)
-        return np.asarray(ranks / max(1, losses.size - 1) - 0.5 if values.size > 1 else np.zeros(losses.shape))
+        if values.size == 1:
+            return [[0.0] * len(row) for row in losses]
+        ranks = np.cumsum(counts) - (counts + 1) / 2
+        shaped: list[list[float]] = (ranks / (inverse.size - 1) - 0.5)[inverse].reshape(len(losses), -1).tolist()
+        return shaped
 
 
 class Standardised(Combine):
@@ -54,9 +64,10 @@ class Standardised(Combine):
 
     additive = False
 
-    def shape(self, losses: np.ndarray) -> np.ndarray:
-        deviation = losses.std()
-        return np.asarray((losses - losses.mean()) / deviation if deviation > 0 else np.zeros(losses.shape))
+    def shape(self, losses: list[list[float]]) -> list[list[float]]:
+        values = np.array(losses)
+        shaped: list[list[float]] = ((values - values.mean()) / (values.std() or 1.0)).tolist()
+        return shaped
 
 
 class Directional(GradientSource):
@@ -99,7 +110,7 @@ class Directional(GradientSource):
         super().__init__(loss, generator)
         self._directions, self._slope, self._combine = directions, slope, combine or Mean()
         self._evaluator = Evaluator(evaluate)
-        self._depends: WeakSet[nn.Module] = WeakSet()
+        self._depends: Callable[[], nn.Module | None] = lambda: None
 
     @property
     def additive(self) -> bool:
@@ -108,47 +119,45 @@ class Directional(GradientSource):
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         weights = self._prepare(model)
         generator = self._generator_on(weights.device)
-        objective = Objective(model, self.loss, batch, weights)
-        count = self._directions.count(weights)
-        rows = self._evaluator.rows(objective, self._slope.width, count) if count > 1 else 1
+        with torch.no_grad():
+            return self._estimate(Objective(model, self.loss, batch, weights), generator)
 
-        replay = rows < count  # directions that do not fit together are drawn again from these states to be combined
+    def _estimate(self, objective: Objective, generator: torch.Generator) -> Tensor:
+        weights, draw = objective.weights, self._directions.draw
+        count = self._directions.count(weights)
+        rows = 1 if count == 1 else self._evaluator.rows(objective, self._slope.width, count)
+        chunks = [(start, min(start + rows, count)) for start in range(0, count, rows)]
+        replay = len(chunks) > 1  # directions that do not fit together are drawn again to be combined
         states, parts = [], []
-        for start in range(0, count, rows):
+        for start, stop in chunks:
             if replay:
                 states.append(generator.get_state())
-            drawn = self._directions.draw(weights, generator, start, min(start + rows, count))
+            drawn = draw(weights, generator, start, stop)
             parts.append(self._slope.measure(objective, drawn, self._evaluator, generator))
-        measured = parts[0] if len(parts) == 1 else _joined(parts)
-        self._require_dependence(objective, measured)
+        measured = _joined(parts) if replay else parts[0]
+        self._require_dependence(objective, measured.losses)
         objective.finish()
 
-        coefficients = self._combine.coefficients(measured) * self._directions.factor(weights)
+        coefficients = self._combine.coefficients(measured, self._directions.factor(weights))
         if not replay:
-            estimate = drawn.combined(weights, coefficients)
+            drawn.accumulate(weights, coefficients)
         else:
-            estimate = [torch.zeros_like(p, requires_grad=False) for p in weights.tensors]
             end = generator.get_state()
-            for start, state in zip(range(0, count, rows), states, strict=True):
+            for (start, stop), state in zip(chunks, states, strict=True):
                 generator.set_state(state)
-                stop = min(start + rows, count)
-                part = self._directions.draw(weights, generator, start, stop).combined(weights, coefficients[start:stop])
-                torch._foreach_add_(estimate, part)
+                draw(weights, generator, start, stop).accumulate(weights, coefficients[start:stop])
             generator.set_state(end)
-        weights.add_to_grad(estimate)
-        known = objective.plain_loss
-        return objective.tensor(float(measured.losses.mean()) if known is None else known)
+        loss = objective.plain_loss
+        return objective.tensor(fmean(chain(*measured.losses)) if loss is None else loss)
 
-    def _require_dependence(self, objective: Objective, measured: Measured) -> None:
+    def _require_dependence(self, objective: Objective, losses: list[list[float]]) -> None:
         """Equal losses may be chance (a dead weight, a step network); once for each model, find out."""
-        if objective.model in self._depends:
-            return
-        if np.ptp(measured.losses) == 0:
-            objective.require_dependence()
-        self._depends.add(objective.model)
+        if self._depends() is not objective.model:
+            if all(loss == losses[0][0] for loss in chain(*losses)):
+                objective.require_dependence()
+            self._depends = ref(objective.model)
 
 
 def _joined(parts: list[Measured]) -> Measured:
-    return Measured(
-        np.concatenate([p.losses for p in parts]), parts[0].stencil, np.concatenate([p.steps for p in parts])
-    )
+    losses = [row for part in parts for row in part.losses]
+    return Measured(losses, parts[0].stencil, [step for part in parts for step in part.steps])

@@ -24,16 +24,16 @@ class Drawn(ABC):
         """w + scale * z_row, one tensor for each weight (the parameter itself where z is zero)."""
 
     @abstractmethod
-    def stacked(self, weights: Weights, start: int, stop: int, scales: np.ndarray) -> Sequence[Tensor]:
-        """w + scales[r, c] * z_r for rows ``start`` to ``stop``, tensors [columns * rows, *shape], column after column."""
+    def stacked(self, weights: Weights, start: int, scales: list[list[float]]) -> Sequence[Tensor]:
+        """w + scales[c][r] * z_(start + r), tensors [columns * rows, *shape], column after column."""
 
     @abstractmethod
     def tangents(self, weights: Weights, row: int) -> Sequence[Tensor]:
         """z_row itself, one tensor for each weight."""
 
     @abstractmethod
-    def combined(self, weights: Weights, coefficients: np.ndarray) -> list[Tensor]:
-        """The sum of coefficients[i] * z_i, new tensors, one for each weight."""
+    def accumulate(self, weights: Weights, coefficients: list[float]) -> None:
+        """Adds the sum of coefficients[i] * z_i to the ``.grad`` of the weights."""
 
 
 class Directions(ABC):
@@ -58,7 +58,9 @@ class _Random(Directions):
 
     def __post_init__(self) -> None:
         if self.directions < 1:
-            raise DldwError(f"directions must be at least 1, got {self.directions}: without one there is nothing to probe.")
+            raise DldwError(
+                f"directions must be at least 1, got {self.directions}: without one there is nothing to probe."
+            )
 
     def count(self, weights: Weights) -> int:
         return self.directions
@@ -68,25 +70,23 @@ class Gaussian(_Random):
     """z ~ N(0, I)."""
 
     def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
-        return Dense([_empty(p, stop - start).normal_(generator=generator) for p in weights.tensors])
+        return Dense(weights, _empty(weights, stop - start).normal_(generator=generator))
 
 
 class Rademacher(_Random):
     """Independent random signs: the least variance of all independent entries, (d - 1) / n relative (Spall 1992)."""
 
     def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
-        return Dense([_signs(_empty(p, stop - start), generator) for p in weights.tensors])
+        return Dense(weights, _signs(_empty(weights, stop - start), generator))
 
 
 class Sphere(_Random):
     """z uniform on the sphere of radius sqrt(d)."""
 
     def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
-        z = [_empty(p, stop - start).normal_(generator=generator) for p in weights.tensors]
-        squares = torch.stack([t.flatten(1).square().sum(1, dtype=torch.float64) for t in z]).sum(0)
-        for t in z:
-            t.mul_((weights.size / squares).sqrt().to(t.dtype).view(-1, *[1] * (t.ndim - 1)))
-        return Dense(z)
+        z = _empty(weights, stop - start).normal_(generator=generator)
+        squares = z.square().sum(1, keepdim=True, dtype=torch.float64)
+        return Dense(weights, z.mul_((weights.size / squares).sqrt().to(z.dtype)))
 
 
 @dataclass(frozen=True)
@@ -128,38 +128,50 @@ class Dense(Drawn):
     """Directions stored in full.
 
     Args:
-        z: One tensor [n, *shape] for each weight.
+        weights: The weights they move.
+        flat: One direction over all weights a row, [n, d].
     """
 
-    def __init__(self, z: list[Tensor]) -> None:
-        self.z = z
-        self.count = z[0].shape[0]
+    def __init__(self, weights: Weights, flat: Tensor) -> None:
+        self.flat = flat
+        self.count = len(flat)
+        self.z = weights.split(flat)
+        self._first = weights.split(flat[0]) if self.count == 1 else []
 
     def perturbed(self, weights: Weights, row: int, scale: float) -> Sequence[Tensor]:
-        return [torch.add(p.detach(), z[row], alpha=scale) for p, z in zip(weights.tensors, self.z, strict=True)]
+        own: list[Tensor] = list(weights.tensors)
+        moved: Sequence[Tensor] = torch._foreach_add(own, self.tangents(weights, row), alpha=scale)
+        return moved
 
-    def stacked(self, weights: Weights, start: int, stop: int, scales: np.ndarray) -> Sequence[Tensor]:
-        rows, columns = stop - start, scales.shape[1]
+    def stacked(self, weights: Weights, start: int, scales: list[list[float]]) -> Sequence[Tensor]:
+        rows = len(scales[0])
         stacks = []
-        for p, z in zip(weights.tensors, self.z, strict=True):
-            out = torch.empty((columns, rows, *p.shape), dtype=p.dtype, device=p.device)
-            for column in range(columns):
-                if np.ptp(scales[:, column]) == 0:
-                    torch.add(p.detach(), z[start:stop], alpha=float(scales[0, column]), out=out[column])
+        for p, every in zip(weights.tensors, self.z, strict=True):
+            z = every[start : start + rows]
+            out = torch.empty((len(scales), rows, *p.shape), dtype=p.dtype, device=p.device)
+            for column, scale in zip(out, scales, strict=True):
+                if scale.count(scale[0]) == rows:
+                    torch.add(p, z, alpha=scale[0], out=column)
                 else:
-                    scale = torch.as_tensor(scales[:, column], dtype=p.dtype, device=p.device)
-                    torch.addcmul(p.detach(), z[start:stop], scale.view(-1, *[1] * p.ndim), out=out[column])
+                    each = torch.tensor(scale, dtype=p.dtype, device=p.device)
+                    torch.addcmul(p, z, each.view(-1, *[1] * p.ndim), out=column)
             stacks.append(out.flatten(0, 1))
         return stacks
 
-    def tangents(self, weights: Weights, row: int) -> Sequence[Tensor]:
-        return [z[row] for z in self.z]
+    def tangents(self, weights: Weights, row: int) -> list[Tensor]:
+        return self._first or [z[row] for z in self.z]
 
-    def combined(self, weights: Weights, coefficients: np.ndarray) -> list[Tensor]:
+    def accumulate(self, weights: Weights, coefficients: list[float]) -> None:
         if self.count == 1:
-            return [z[0] * float(coefficients[0]) for z in self.z]
-        c = torch.as_tensor(coefficients)
-        return [torch.tensordot(c.to(z), z, dims=1) for z in self.z]
+            estimate, scale = self._first, coefficients[0]
+        else:
+            c = torch.tensor(coefficients, dtype=self.flat.dtype, device=self.flat.device)
+            estimate, scale = weights.split(c @ self.flat), 1.0
+        for p, z in zip(weights.tensors, estimate, strict=True):
+            if p.grad is None:
+                p.grad = z * scale
+            else:
+                p.grad.add_(z, alpha=scale)
 
 
 class Coordinates(Drawn):
@@ -184,42 +196,67 @@ class Coordinates(Drawn):
     def perturbed(self, weights: Weights, row: int, scale: float) -> Sequence[Tensor]:
         tensor, offset = self.at[row]
         tensors: list[Tensor] = list(weights.tensors)
-        tensors[tensor] = moved = weights.tensors[tensor].detach().clone(memory_format=torch.contiguous_format)
-        moved.view(-1)[offset] += scale
+        tensors[tensor] = moved = weights.tensors[tensor].clone()
+        _entry(moved, offset).add_(scale)
         return tensors
 
-    def stacked(self, weights: Weights, start: int, stop: int, scales: np.ndarray) -> Sequence[Tensor]:
-        rows, columns = stop - start, scales.shape[1]
+    def stacked(self, weights: Weights, start: int, scales: list[list[float]]) -> Sequence[Tensor]:
+        rows = len(scales[0])
+        at, steps = self.at[start : start + rows], torch.tensor(scales)
         stacks: list[Tensor] = list(weights.tensors)
-        for tensor in {self.at[row][0] for row in range(start, stop)}:
-            p = weights.tensors[tensor].detach()
-            hits = [row - start for row in range(start, stop) if self.at[row][0] == tensor]
-            offsets = torch.tensor([self.at[start + hit][1] for hit in hits], device=p.device)
-            stack = p.expand(columns, rows, *p.shape).clone(memory_format=torch.contiguous_format)
-            steps = torch.as_tensor(scales[hits].T.copy(), dtype=p.dtype, device=p.device)
-            stack.view(columns, rows, -1)[:, hits, offsets] += steps
+        for tensor in {tensor for tensor, _ in at}:
+            p = weights.tensors[tensor]
+            hits = [row for row in range(rows) if at[row][0] == tensor]
+            stack = p.expand(len(scales), rows, *p.shape).clone(memory_format=torch.contiguous_format)
+            stack.view(len(scales), rows, -1)[:, hits, [at[hit][1] for hit in hits]] += steps[:, hits].to(p)
             stacks[tensor] = stack.flatten(0, 1)
         return stacks
 
-    def tangents(self, weights: Weights, row: int) -> Sequence[Tensor]:
-        return self.combined(weights, np.eye(self.count)[row])
+    def tangents(self, weights: Weights, row: int) -> list[Tensor]:
+        tensor, offset = self.at[row]
+        tangents = [_zeros(p) for p in weights.tensors]
+        _entry(tangents[tensor], offset).fill_(1.0)
+        return tangents
 
-    def combined(self, weights: Weights, coefficients: np.ndarray) -> list[Tensor]:
-        sums = [torch.zeros_like(p, requires_grad=False, memory_format=torch.contiguous_format) for p in weights.tensors]
+    def accumulate(self, weights: Weights, coefficients: list[float]) -> None:
+        for p in weights.tensors:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
         if self.count == 1:
             tensor, offset = self.at[0]
-            sums[tensor].view(-1)[offset] = float(coefficients[0])
-            return sums
+            _entry(weights.tensors[tensor].grad, offset).add_(coefficients[0])
+            return
         tensors, offsets = np.array(self.at).T
-        for i, total in enumerate(sums):
-            mine = tensors == i
-            index = torch.as_tensor(offsets[mine], device=total.device)
-            total.view(-1).index_add_(0, index, torch.as_tensor(coefficients[mine]).to(total))
-        return sums
+        for i in np.unique(tensors).tolist():
+            p, mine = weights.tensors[i], tensors == i
+            total = torch.zeros(p.numel(), dtype=p.dtype, device=p.device)
+            index = torch.as_tensor(offsets[mine], device=p.device)
+            total.index_add_(0, index, torch.as_tensor(np.array(coefficients)[mine]).to(total))
+            _add(p, total.view(p.shape))
 
 
-def _empty(p: Tensor, count: int) -> Tensor:
-    return torch.empty((count, *p.shape), dtype=p.dtype, device=p.device)
+def _entry(tensor: Tensor | None, offset: int) -> Tensor:
+    """The entry at ``offset`` in logical order, a view."""
+    assert tensor is not None
+    if tensor.is_contiguous():
+        return tensor.view(-1).select(0, offset)
+    return tensor[tuple(int(i) for i in np.unravel_index(offset, tensor.shape))]
+
+
+def _add(p: Tensor, estimate: Tensor) -> None:
+    if p.grad is None:
+        p.grad = estimate
+    else:
+        p.grad.add_(estimate)
+
+
+def _zeros(p: Tensor) -> Tensor:
+    return torch.zeros_like(p, requires_grad=False)
+
+
+def _empty(weights: Weights, count: int) -> Tensor:
+    """Room for ``count`` directions, in the widest dtype among the weights."""
+    return torch.empty((count, weights.size), dtype=weights.dtype, device=weights.device)
 
 
 def _signs(out: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from weakref import WeakSet
 
@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dldw.batched import population_map
 from dldw.errors import DldwError, NonFiniteLossError
 from dldw.weights import Weights
 
@@ -47,7 +48,7 @@ class Candidates(Protocol):
 
 
 class Objective:
-    """The loss of one batch as a function of the weights alone.
+    """The loss of one batch as a function of the weights alone; callers turn gradients off or on.
 
     Every evaluation starts from the same random state (dropout sees the same mask) and the same buffers. In the end the
     model's buffers and the global random state are as one forward pass at the model's own weights leaves them.
@@ -61,29 +62,40 @@ class Objective:
 
     def __init__(self, model: nn.Module, loss: Loss, batch: Batch, weights: Weights) -> None:
         self.model, self.loss, self.batch, self.weights = model, loss, batch, weights
-        self.shape: torch.Size | None = None
         self._random = _RandomState(weights.device)
+        self._originals: list[Tensor] = []
         self._scratch: list[Tensor] = []
         self._updates_buffers = False
         self.plain_loss: float | None = None
-        self._dtype = torch.float32
+        self._shape: torch.Size | None = None
+        self._dtype: torch.dtype | None = None
 
     def at(self, tensors: Sequence[Tensor]) -> Tensor:
         """The loss as the user's function returns it, at these weights, without touching the model."""
         self._random.rewind()
-        with torch.no_grad(), self.weights.swapped(tensors), self._scratch_buffers():
+        try:
+            if self.weights.buffers:
+                self._put_scratch_buffers()
+            self.weights.put(tensors)
             return self._call()
+        finally:
+            self.weights.restore()
+            if self.weights.buffers:
+                self._restore_buffers()
 
     def mean_at(self, tensors: Sequence[Tensor]) -> float:
         """The mean loss at these weights."""
         return self.mean(self.at(tensors), "at the perturbed weights")
 
+    def any_mean_at(self, tensors: Sequence[Tensor]) -> float:
+        """The mean loss at these weights, NaN and infinity included."""
+        return self._mean(self.at(tensors))
+
     def plain(self) -> float:
         """The mean loss at the model's own weights; buffers and the random state move on as in any forward pass."""
         if self.plain_loss is None:
             self._random.rewind()
-            with torch.no_grad():
-                self.plain_loss = self.mean(self._call(), "at the model's own weights")
+            self.plain_loss = self.mean(self._call(), "at the model's own weights")
         return self.plain_loss
 
     def with_graph(self) -> Tensor:
@@ -98,14 +110,18 @@ class Objective:
             plain: Whether this pass is the one that updates the model's buffers.
         """
         self._random.rewind()
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-            duals = [forward_ad.make_dual(p.detach(), t) for p, t in zip(self.weights.tensors, tangents, strict=True)]
-            with self.weights.swapped(duals):
-                if plain:
-                    value = self._call()
-                else:
-                    with self._scratch_buffers():
-                        value = self._call()
+        scratch = bool(self.weights.buffers) and not plain
+        with _forward_mode_kernels(self.model), forward_ad.dual_level():
+            try:
+                if scratch:
+                    self._put_scratch_buffers()
+                duals = zip(self.weights.tensors, tangents, strict=True)
+                self.weights.put([forward_ad.make_dual(p.detach(), t) for p, t in duals])
+                value = self._call()
+            finally:
+                self.weights.restore()
+                if scratch:
+                    self._restore_buffers()
             primal, tangent = forward_ad.unpack_dual(value)
         if tangent is None:
             raise DldwError(_INDEPENDENT.format(how="forward mode found no path from the weights to the loss"))
@@ -121,15 +137,7 @@ class Objective:
 
     def mean(self, value: Tensor, where: str) -> float:
         """The mean of a loss [] or [B] as a float, summed in float64."""
-        if not isinstance(value, Tensor) or value.ndim > 1 or value.numel() == 0 or value.is_complex():
-            found = f"shape {list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-            raise DldwError(
-                f"the loss must be a real scalar or one value per example [B], got {found}: its mean is what is minimised. "
-                "Reduce every other dimension in the loss function, e.g. losses.flatten(1).mean(1)."
-            )
-        if self.shape is None:
-            self.shape, self._dtype = value.shape, value.dtype if value.is_floating_point() else torch.float32
-        mean: float = value.sum(dtype=torch.float64).item() / value.numel()
+        mean = self._mean(value)
         if not math.isfinite(mean):
             raise NonFiniteLossError(
                 f"the loss is {mean} {where}, so there is no slope to follow; .grad is as it was. "
@@ -137,9 +145,39 @@ class Objective:
             )
         return mean
 
+    def require_finite(self, losses: np.ndarray) -> None:
+        """Raises ``NonFiniteLossError`` unless all ``losses`` are finite."""
+        bad = losses[~np.isfinite(losses)]
+        if bad.size:
+            raise NonFiniteLossError(
+                f"the loss is {bad[0]} at {bad.size} of {losses.size} perturbed weights, so there is no slope to follow; "
+                ".grad is as it was. Lower sigma or the learning rate, or check the batch for NaN."
+            )
+
+    def _mean(self, value: Tensor) -> float:
+        if getattr(value, "shape", None) != self._shape:
+            self.check(value)
+        count = value.numel()
+        if count <= 256:  # a short list is summed in float64 in less time than a reduction is launched
+            return sum(value.tolist()) / count if value.ndim else float(value.detach())
+        total: float = value.sum(dtype=torch.float64).item()
+        return total / count
+
+    def check(self, value: Tensor) -> None:
+        """Raises ``DldwError`` unless ``value`` is a scalar or [B]."""
+        if not isinstance(value, Tensor) or value.ndim > 1 or value.numel() == 0 or value.is_complex():
+            found = f"shape {list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise DldwError(
+                f"the loss must be a real scalar or one value per example [B], got {found}: its mean is what is minimised. "
+                "Reduce every other dimension in the loss function, e.g. losses.flatten(1).mean(1)."
+            )
+        if self._dtype is None:
+            self._shape = value.shape
+            self._dtype = value.dtype if value.is_floating_point() else torch.float32
+
     def tensor(self, loss: float) -> Tensor:
         """A mean loss as a detached scalar in the dtype and on the device of the loss."""
-        return torch.tensor(loss, dtype=self._dtype, device=self.weights.device)
+        return torch.scalar_tensor(loss, dtype=self._dtype, device=self.weights.device)
 
     def require_dependence(self) -> None:
         """Raises ``DldwError`` when the loss is the same at unrelated weights too."""
@@ -171,31 +209,42 @@ class Objective:
                 ) from error
             raise
 
-    @contextmanager
-    def _scratch_buffers(self) -> Iterator[None]:
+    def _put_scratch_buffers(self) -> None:
+        """Lets the next forward pass update copies, all starting from the same values."""
         slots = self.weights.buffers
-        if not slots:
-            yield
-            return
-        originals = [container[key] for container, key in slots]
-        if not self._scratch:
-            self._scratch = [b.clone() for b in originals]
-        try:
-            for (container, key), scratch in zip(slots, self._scratch, strict=True):
-                container[key] = scratch
-            yield
-        finally:
-            for i, (container, key) in enumerate(slots):
-                if container[key] is not self._scratch[i] or self._scratch[i]._version:
-                    self._updates_buffers = True
-                    self._scratch[i] = originals[i].clone()
-                container[key] = originals[i]
+        if not self._originals:
+            self._originals = [container[key] for container, key in slots]
+            self._scratch = [b.clone() for b in self._originals]
+        for (container, key), scratch in zip(slots, self._scratch, strict=True):
+            container[key] = scratch
+
+    def _restore_buffers(self) -> None:
+        for i, ((container, key), original) in enumerate(zip(self.weights.buffers, self._originals, strict=True)):
+            if container[key] is not self._scratch[i] or self._scratch[i]._version:
+                self._updates_buffers = True
+                self._scratch[i] = original.clone()
+            container[key] = original
 
 
 _INDEPENDENT = (
     "the loss does not depend on the model's trainable weights: {how}. "
     "Use the model that the loss function is given, not one it captured, and do not detach its output."
 )
+
+
+@contextmanager
+def _forward_mode_kernels(model: nn.Module) -> Iterator[None]:
+    """Inside, attention and recurrent layers run on kernels with a forward-mode rule; the fused ones have none."""
+    backends = torch.backends
+    fused = backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        backends.mha.set_fastpath_enabled(False)
+        stack.callback(backends.mha.set_fastpath_enabled, fused)
+        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            stack.enter_context(backends.mkldnn.flags(enabled=False))
+            stack.enter_context(backends.cudnn.flags(enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
 
 
 class _RandomState:
@@ -246,43 +295,46 @@ class Evaluator:
             bytes_per_member = 2 * bytes_per_member + self._footprint(objective)
         return max(1, min(count, self.memory // max(1, width * bytes_per_member)))
 
-    def __call__(self, objective: Objective, candidates: Candidates) -> np.ndarray:
-        """The mean losses of all candidates, float64 [rows, width].
+    def __call__(self, objective: Objective, candidates: Candidates) -> list[list[float]]:
+        """The mean losses of all candidates, a list of ``width`` for each row.
 
         Raises:
             NonFiniteLossError: One of them is NaN or infinite.
             DldwError: ``mode`` is ``batched`` and vmap cannot go through the model.
         """
-        losses = self.losses(objective, candidates)
-        if not np.isfinite(losses).all():
-            bad = losses[~np.isfinite(losses)]
-            raise NonFiniteLossError(
-                f"the loss is {bad[0]} at {bad.size} of {losses.size} perturbed weights, so there is no slope to follow; "
-                ".grad is as it was. Lower sigma or the learning rate, or check the batch for NaN."
-            )
-        return losses
+        return self._evaluate(objective, candidates, objective.mean_at, objective.require_finite)
 
-    def losses(self, objective: Objective, candidates: Candidates) -> np.ndarray:
+    def losses(self, objective: Objective, candidates: Candidates) -> list[list[float]]:
         """Like calling, but NaN and infinite losses are returned, not raised."""
-        members = len(candidates) * candidates.width
-        if self.batches(objective, members):
+        return self._evaluate(objective, candidates, objective.any_mean_at, lambda losses: None)
+
+    def _evaluate(
+        self,
+        objective: Objective,
+        candidates: Candidates,
+        mean_at: Callable[[Sequence[Tensor]], float],
+        require: Callable[[np.ndarray], None],
+    ) -> list[list[float]]:
+        if self.batches(objective, len(candidates) * candidates.width):
             try:
-                return self._batched(objective, candidates)
+                losses = self._batched(objective, candidates)
             except (RuntimeError, TypeError, ValueError) as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 if self.mode == "batched":
+                    if isinstance(error, DldwError):
+                        raise
                     raise DldwError(
                         f"evaluate='batched' cannot run {type(objective.model).__name__} under torch.func.vmap: {reason} "
                         "Use evaluate='auto', which then evaluates one by one."
                     ) from error
                 self._cannot_batch.add(objective.model)
                 _log.info("%s is evaluated one by one: %s", type(objective.model).__name__, reason)
-        return np.array(
-            [
-                [_float(objective.at(candidates.member(row, column)), objective) for column in range(candidates.width)]
-                for row in range(len(candidates))
-            ]
-        )
+            else:
+                require(losses)
+                batched: list[list[float]] = losses.tolist()
+                return batched
+        columns = range(candidates.width)
+        return [[mean_at(candidates.member(row, column)) for column in columns] for row in range(len(candidates))]
 
     def _batched(self, objective: Objective, candidates: Candidates) -> np.ndarray:
         rows = self.rows(objective, candidates.width, len(candidates))
@@ -299,7 +351,7 @@ class Evaluator:
         if key not in self._footprints:
             if len(self._footprints) > 64:
                 self._footprints.clear()
-            with _AllocatedBytes() as allocated:
+            with _AllocatedBytes() as allocated:  # type: ignore[no-untyped-call]
                 objective.at(objective.weights.tensors)
             self._footprints[key] = allocated.bytes
         return self._footprints[key]
@@ -307,13 +359,6 @@ class Evaluator:
 
 _SMALL = 1 << 20
 """Weights up to which ``auto`` batches: beyond, one matrix product keeps the processor busy and stacking only copies."""
-
-
-def _float(value: Tensor, objective: Objective) -> float:
-    try:
-        return objective.mean(value, "")
-    except NonFiniteLossError:
-        return float(value.sum(dtype=torch.float64).item())
 
 
 def _vmapped(objective: Objective, stacked: Sequence[Tensor]) -> Tensor:
@@ -325,19 +370,16 @@ def _vmapped(objective: Objective, stacked: Sequence[Tensor]) -> Tensor:
         for i, member in zip(changed, members, strict=True):
             tensors[i] = member
         value = objective.at(tensors)
-        if value.ndim > 1:
-            objective.mean(value, "")
+        objective.check(value)
         return value
 
-    return torch.func.vmap(one, randomness="same")([stacked[i] for i in changed])
+    return population_map(one, [stacked[i] for i in changed])
 
 
 class _AllocatedBytes(TorchDispatchMode):
     """Sums the bytes of every tensor made inside: an upper bound on what one forward pass holds at a time."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
+    bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

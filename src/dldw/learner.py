@@ -95,16 +95,17 @@ class Search:
     def __init__(self, model: nn.Module, loss: Loss, searcher: Searcher, *, evaluate: Mode = "auto") -> None:
         self.model, self.loss, self.searcher = model, loss, searcher
         self._evaluate = Evaluator(evaluate)
-        weights = Weights(model)
+        weights = Weights.of(model)
         weights.require_trainable()
         searcher.reset(weights.flat())
 
+    @torch.no_grad()
     def step(self, batch: Batch) -> Tensor:
         """One generation; returns the incumbent's loss on ``batch``, shape []."""
-        weights = Weights(self.model)
+        weights = Weights.of(self.model)
         objective = Objective(self.model, self.loss, batch, weights)
         candidates = self.searcher.ask()
-        losses = self._evaluate.losses(objective, _Rows(weights, candidates))[:, 0]
+        losses = np.array(self._evaluate.losses(objective, _Rows(weights, candidates)))[:, 0]
         incumbent = objective.plain()
         losses = np.where(np.isfinite(losses), losses, np.inf)
         if not np.isfinite(losses).any():
@@ -116,9 +117,8 @@ class Search:
         best = int(losses.argmin())
         if losses[best] < incumbent:
             incumbent = float(losses[best])
-            with torch.no_grad():
-                for p, value in zip(weights.tensors, weights.split(candidates[best]), strict=True):
-                    p.copy_(value)
+            for p, value in zip(weights.tensors, weights.split(candidates[best]), strict=True):
+                p.copy_(value)
         return objective.tensor(incumbent)
 
     def state_dict(self) -> dict[str, Any]:

@@ -67,9 +67,7 @@ class Method:
 
         return issubclass(self.factory, GradientSource)
 
-    def build(
-        self, model: nn.Module, loss: Loss, generator: torch.Generator | None = None, **settings: Any
-    ) -> Learner:
+    def build(self, model: nn.Module, loss: Loss, generator: torch.Generator | None = None, **settings: Any) -> Learner:
         """A learner that trains ``model`` with this method.
 
         Args:
@@ -127,9 +125,11 @@ def unknown(kind: str, name: str, known: Any, of: str = "") -> str:
     """The text of an error about a name that does not exist."""
     near = get_close_matches(name, list(known), n=1)
     where = f" of {of}" if of else ""
-    return f"there is no {kind} {name!r}{where}." + (f" Did you mean {near[0]!r}?" if near else "") + (
-        f" Known: {', '.join(known)}." if known else f" {of or 'It'} has none."
+    return (
+        f"there is no {kind} {name!r}{where}."
+        + (f" Did you mean {near[0]!r}?" if near else "")
+        + (f" Known: {', '.join(known)}." if known else f" {of or 'It'} has none.")
     )
 
 
-__all__ = ["DldwError", "METHODS", "Method", "method", "methods", "unknown"]
+__all__ = ["METHODS", "DldwError", "Method", "method", "methods", "unknown"]

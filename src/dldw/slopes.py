@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,19 +17,18 @@ from dldw.evaluate import Evaluator, Objective
 from dldw.weights import Weights
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was measured along n directions: slope_i = sum over j of stencil[j] * losses[i, j], divided by steps[i].
+class Measured(NamedTuple):
+    """What was measured along n directions: slope_i = sum over j of stencil[j] * losses[i][j], divided by steps[i].
 
     Attributes:
-        losses: Mean losses, float64 [n, k].
-        stencil: Weights of the k losses, [k].
-        steps: Length of the step along each direction, [n].
+        losses: Mean losses, n rows of k.
+        stencil: Weights of the k losses.
+        steps: Length of the step along each direction, n.
     """
 
-    losses: np.ndarray
-    stencil: np.ndarray
-    steps: np.ndarray
+    losses: list[list[float]]
+    stencil: tuple[float, ...]
+    steps: list[float]
 
 
 class Slope(ABC):
@@ -56,6 +56,14 @@ class Uniform:
                 "The default is U(-0.1, 0.1)."
             )
 
+    def draw(self, generator: torch.Generator, device: torch.device) -> float:
+        """One step length, not zero."""
+        step = 0.0
+        while step == 0:
+            uniform = torch.rand((), dtype=torch.float64, generator=generator, device=device).item()
+            step = self.low + (self.high - self.low) * uniform
+        return step
+
 
 class _Difference(Slope):
     """Losses at w + offset * step * z, and at w itself where ``baseline`` says so."""
@@ -76,24 +84,20 @@ class _Difference(Slope):
 
     def measure(self, objective: Objective, drawn: Drawn, evaluate: Evaluator, generator: torch.Generator) -> Measured:
         steps = self._steps(drawn.count, objective.weights, generator)
-        scales = steps[:, None] * np.array(self.offsets)
-        losses = evaluate(objective, _Probes(drawn, objective.weights, scales))
+        losses = evaluate(objective, Probes(drawn, objective.weights, self.offsets, steps))
         if self.baseline:
-            losses = np.column_stack([losses, np.full(drawn.count, objective.plain())])
-        return Measured(losses, np.array(self.stencil), steps)
+            plain = objective.plain()
+            for row in losses:
+                row.append(plain)
+        return Measured(losses, self.stencil, steps)
 
-    def _steps(self, count: int, weights: Weights, generator: torch.Generator) -> np.ndarray:
-        if self.step is None:
-            eps = max(torch.finfo(p.dtype).eps for p in weights.tensors)
-            return np.full(count, 2.0 ** round(math.log2(eps**self.power)))
-        if not isinstance(self.step, Uniform):
-            return np.full(count, float(self.step))
-        low, high = self.step.low, self.step.high
-        steps = np.zeros(count)
-        while (zero := steps == 0).any():
-            draws = torch.rand(int(zero.sum()), dtype=torch.float64, generator=generator, device=weights.device)
-            steps[zero] = [low + (high - low) * u for u in draws.tolist()]
-        return steps
+    def _steps(self, count: int, weights: Weights, generator: torch.Generator) -> list[float]:
+        if isinstance(self.step, Uniform):
+            return [self.step.draw(generator, weights.device) for _ in range(count)]
+        if self.step is not None:
+            return [float(self.step)] * count
+        eps = max(torch.finfo(p.dtype).eps for p in weights.tensors)
+        return [2.0 ** round(math.log2(eps**self.power))] * count
 
 
 class Central(_Difference):
@@ -122,21 +126,22 @@ class Jvp(Slope):
     def measure(self, objective: Objective, drawn: Drawn, evaluate: Evaluator, generator: torch.Generator) -> Measured:
         last = drawn.count - 1
         slopes = [objective.jvp(drawn.tangents(objective.weights, i), plain=i == last)[1] for i in range(drawn.count)]
-        return Measured(np.array(slopes)[:, None], np.ones(1), np.ones(drawn.count))
+        return Measured([[slope] for slope in slopes], (1.0,), [1.0] * drawn.count)
 
 
-class _Probes:
-    """The candidates w + scales[i, j] * z_i."""
+class Probes:
+    """The candidates w + offsets[j] * steps[i] * z_i."""
 
-    def __init__(self, drawn: Drawn, weights: Weights, scales: np.ndarray) -> None:
-        self.drawn, self.weights, self.scales = drawn, weights, scales
-        self.width = scales.shape[1]
+    def __init__(self, drawn: Drawn, weights: Weights, offsets: tuple[float, ...], steps: list[float]) -> None:
+        self.drawn, self.weights, self.offsets, self.steps = drawn, weights, offsets, steps
+        self.width = len(offsets)
 
     def __len__(self) -> int:
-        return len(self.scales)
+        return len(self.steps)
 
-    def member(self, row: int, column: int) -> list[Tensor]:
-        return list(self.drawn.perturbed(self.weights, row, float(self.scales[row, column])))
+    def member(self, row: int, column: int) -> Sequence[Tensor]:
+        return self.drawn.perturbed(self.weights, row, self.offsets[column] * self.steps[row])
 
-    def stack(self, start: int, stop: int) -> list[Tensor]:
-        return list(self.drawn.stacked(self.weights, start, stop, self.scales[start:stop]))
+    def stack(self, start: int, stop: int) -> Sequence[Tensor]:
+        scales = [[offset * step for step in self.steps[start:stop]] for offset in self.offsets]
+        return self.drawn.stacked(self.weights, start, scales)

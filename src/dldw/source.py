@@ -82,8 +82,9 @@ class GradientSource(ABC):
 
     def _prepare(self, model: nn.Module) -> Weights:
         """The trainable weights of ``model``, after the checks that every source owes its user."""
-        weights = Weights(model)
-        weights.require_trainable()
+        weights = Weights.of(model)
+        if not weights.tensors:
+            weights.require_trainable()
         if torch.is_autocast_enabled(weights.device.type):
             raise DldwError(
                 f"{type(self).__name__} was called inside torch.autocast, which would round the perturbed weights (or the "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,31 +20,65 @@ class Weights:
     """The distinct trainable parameters of a model, each with every place where ``forward`` finds it.
 
     A tied parameter is one tensor with several slots; a frozen one is left out. Other tensors are put into the slots with
-    ``swapped``; the parameters themselves are never written.
+    ``put``; the parameters themselves are never written.
+
+    Use ``Weights.of``, which walks a model once and again only after its structure has changed.
 
     Args:
         model: Any module.
     """
 
+    _known: ClassVar[WeakKeyDictionary[nn.Module, Weights]] = WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Weights:
+        """The weights of ``model`` as it is now."""
+        known = cls._known.get(model)
+        if known is None or not known._current():
+            known = cls._known[model] = cls(model)
+        return known
+
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.kind = type(model).__name__
         self.tensors: list[nn.Parameter] = []
         self.slots: list[list[Slot]] = []
         self.buffers: list[Slot] = []
         self._frozen: list[nn.Parameter] = []
+        self._put: list[int] = []
+        self._members: list[tuple[dict[str, Any], str, Any]] = []
         index: dict[int, int] = {}
         stack, seen = [model], {id(model)}
+        dicts: list[dict[str, Any]] = []
         while stack:
             module = stack.pop()
             for child in reversed(module._modules.values()):
                 if child is not None and id(child) not in seen:
                     seen.add(id(child))
                     stack.append(child)
-            if module._parameters:
-                self._collect(module, index)
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    self.buffers.append((module._buffers, name))
+            self._collect(module, index)
+            dicts += [module._modules, module._parameters, module._buffers]
+        self._members = [(d, key, value) for d in dicts[::3] + dicts[1::3] for key, value in d.items()]
+        self.buffers = [(d, key) for d in dicts[2::3] for key, value in d.items() if value is not None]
+        self._dicts, self._lengths = dicts, [len(d) for d in dicts]
+        self.size = sum(p.numel() for p in self.tensors)
+        """d, the number of trainable weights."""
+        self._sizes = [p.numel() for p in self.tensors]
+        dtypes = {p.dtype for p in self.tensors}
+        self.dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+        """The widest dtype among them."""
+        self._mixed = len(dtypes) > 1
+        self._require_real()
+
+    def _current(self) -> bool:
+        if list(map(len, self._dicts)) != self._lengths:
+            return False
+        for container, key, value in self._members:
+            if container.get(key) is not value:
+                return False
+        for p in self.tensors:
+            if not p.requires_grad:
+                return False
+        return not any(p.requires_grad for p in self._frozen)
 
     def _collect(self, module: nn.Module, index: dict[int, int]) -> None:
         for name, parameter in module._parameters.items():
@@ -67,11 +102,6 @@ class Weights:
         """Where the first trainable weight is."""
         return self.tensors[0].device
 
-    @property
-    def size(self) -> int:
-        """d, the number of trainable weights."""
-        return sum(p.numel() for p in self.tensors)
-
     def require_trainable(self) -> None:
         """Raises ``DldwError`` where nothing can be trained, with the reason."""
         if not self.tensors:
@@ -81,48 +111,44 @@ class Weights:
                 why = f"its weights are of type {integers[0].dtype}, and integers have no derivative"
             elif self._frozen:
                 why = f"all its {len(self._frozen)} parameters have requires_grad=False"
-            remedy = "Train it with a search method, or make the weights floating point." if integers else (
-                "Call requires_grad_() on the parameters to train, or pass the module that holds them."
+            remedy = (
+                "Train it with a search method, or make the weights floating point."
+                if integers
+                else ("Call requires_grad_() on the parameters to train, or pass the module that holds them.")
             )
-            raise DldwError(f"{type(self.model).__name__} has no trainable parameter: {why}. {remedy}")
+            raise DldwError(f"{self.kind} has no trainable parameter: {why}. {remedy}")
+
+    def _require_real(self) -> None:
         for p in self.tensors:
             if p.is_complex():
                 raise DldwError(
-                    f"a trainable parameter of {type(self.model).__name__} is complex ({p.dtype}); directions are real. "
+                    f"a trainable parameter of {self.kind} is complex ({p.dtype}); directions are real. "
                     "Hold its real and imaginary parts as two real parameters (torch.view_as_real)."
                 )
 
-    @contextmanager
-    def swapped(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """Inside this context ``forward`` reads ``tensors`` in place of the weights, one for each of ``self.tensors``."""
-        changed = [(i, t) for i, t in enumerate(tensors) if t is not self.tensors[i]]
-        try:
-            for i, tensor in changed:
+    def put(self, tensors: Sequence[Tensor]) -> None:
+        """Makes ``forward`` read ``tensors``, one for each of ``self.tensors``; ``restore`` belongs in a ``finally``."""
+        for i, tensor in enumerate(tensors):
+            if tensor is not self.tensors[i]:
+                self._put.append(i)
                 for container, key in self.slots[i]:
                     container[key] = tensor
-            yield
-        finally:
-            for i, _ in changed:
-                for container, key in self.slots[i]:
-                    container[key] = self.tensors[i]
 
-    def split(self, vector: Tensor) -> list[Tensor]:
-        """Cuts ``vector`` [..., d] into one tensor [..., *shape] for each weight, in the weight's dtype."""
-        parts = vector.split([p.numel() for p in self.tensors], dim=-1)
-        lead = vector.shape[:-1]
-        return [part.reshape(*lead, *p.shape).to(p.dtype) for part, p in zip(parts, self.tensors, strict=True)]
+    def restore(self) -> None:
+        """Makes ``forward`` read the model's own weights again."""
+        for i in self._put:
+            for container, key in self.slots[i]:
+                container[key] = self.tensors[i]
+        self._put.clear()
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Cuts ``flat`` [..., d] into one tensor [..., *shape] for each weight, in the weight's dtype."""
+        lead, parts = flat.shape[:-1], flat.split_with_sizes(self._sizes, dim=-1)
+        shaped = [part.view((*lead, *p.shape)) for part, p in zip(parts, self.tensors, strict=True)]
+        if flat.dtype != self.dtype or self._mixed:
+            return [t.to(p.dtype) for t, p in zip(shaped, self.tensors, strict=True)]
+        return shaped
 
     def flat(self) -> Tensor:
         """A copy of all weights as one vector [d], in the widest dtype among them."""
-        dtype = self.tensors[0].dtype
-        for p in self.tensors:
-            dtype = torch.promote_types(dtype, p.dtype)
-        return torch.cat([p.detach().reshape(-1).to(dtype) for p in self.tensors])
-
-    def add_to_grad(self, estimates: Sequence[Tensor]) -> None:
-        """Adds one tensor for each weight to its ``.grad``."""
-        for p, estimate in zip(self.tensors, estimates, strict=True):
-            if p.grad is None:
-                p.grad = estimate.to(p.dtype)
-            else:
-                p.grad.add_(estimate)
+        return torch.cat([p.detach().reshape(-1).to(self.dtype) for p in self.tensors])

@@ -1,0 +1,1 @@
+"""Methods side by side: budget, meter, runs and their records."""

@@ -24,7 +24,9 @@ class Run(TypedDict):
     torch: str
     python: str
     machine: dict[str, Any]  # system, processor, cores, threads, memory (bytes), accelerator (name or null)
-    config: dict[str, Any]  # task, methods (specs), seeds, budget (name and figures), studies; equal config -> may resume
+    config: dict[
+        str, Any
+    ]  # task, methods (specs), seeds, budget (name and figures), studies; equal config -> may resume
     started: str  # ISO 8601, UTC
 
 
@@ -206,5 +208,17 @@ class Done(TypedDict):
 
 
 Record = (
-    Run | MethodRecord | TaskRecord | Evaluation | End | Cost | Estimate | Bias | Landscape | Path | Tuning | Note | Done
+    Run
+    | MethodRecord
+    | TaskRecord
+    | Evaluation
+    | End
+    | Cost
+    | Estimate
+    | Bias
+    | Landscape
+    | Path
+    | Tuning
+    | Note
+    | Done
 )

@@ -1,0 +1,1 @@
+"""The report: a pure function of results.jsonl."""

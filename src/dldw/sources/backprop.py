@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -121,7 +122,7 @@ def _checkpointed(module: nn.Module) -> Any:
     forward = module.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: _keep_buffers(module), **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_keep_buffers, module), **kwargs)
 
     return run
 
@@ -132,7 +133,7 @@ def _segmented(chain: nn.Sequential) -> Any:
 
     def run(value: Any) -> Any:
         for segment in segments:
-            value = checkpoint(segment, value, use_reentrant=False, context_fn=lambda s=segment: _keep_buffers(s))
+            value = checkpoint(segment, value, use_reentrant=False, context_fn=partial(_keep_buffers, segment))
         return value
 
     return run

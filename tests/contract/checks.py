@@ -1,0 +1,480 @@
+"""The contract of a source, one plain function for each line of it.
+
+Each takes ``make(loss, generator) -> source`` and raises ``AssertionError`` where the source breaks the contract, so that
+the same function serves the tests over the registry and the test that wrong sources are caught.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dldw import AccumulationError, NonFiniteLossError
+from tests.contract import problems
+from tests.contract.problems import Problem
+from tests.contract.variants import Make
+
+
+class Interruption(Exception):
+    """What a loss raises that nobody else would."""
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def estimate(make: Make, problem: Problem, seed: int = 0) -> list[Tensor]:
+    """One estimate from a fresh source, with zeros where ``.grad`` was left None."""
+    problem.model.zero_grad()
+    make(problem.loss, seeded(seed))(problem.model, problem.batch)
+    return gradients(problem.model)
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+
+def dot(a: list[Tensor], b: list[Tensor]) -> float:
+    return sum(float((x.double() * y.double()).sum()) for x, y in zip(a, b, strict=True))
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def close(a: list[Tensor], b: list[Tensor], rtol: float = 1e-8, atol: float = 1e-10) -> bool:
+    return len(a) == len(b) and all(torch.allclose(x, y, rtol=rtol, atol=atol) for x, y in zip(a, b, strict=True))
+
+
+def _stops_at(loss: problems.Loss, call: int, error: type[BaseException]) -> tuple[problems.Loss, list[int]]:
+    """``loss`` that runs the model and then raises at its ``call``-th evaluation, and its count of calls."""
+    calls = [0]
+
+    def stopping(model: nn.Module, batch: Any) -> Tensor:
+        calls[0] += 1
+        value = loss(model, batch)
+        if calls[0] == call:
+            raise error("stop")
+        return value
+
+    return stopping, calls
+
+
+def _stopped(make: Make, problem: Problem, error: type[BaseException]) -> list[int]:
+    """Lets the loss raise at its first evaluations in turn, and says at which it did; calls ``verify`` after each."""
+    stopped = []
+    for call in (1, 2, 3, 4, 9):
+        loss, calls = _stops_at(problem.loss, call, error)
+        before = [(p, p.detach().clone(), p.data_ptr()) for p in problem.model.parameters()]
+        held = [None if p.grad is None else p.grad.clone() for p in problem.model.parameters()]
+        try:
+            make(loss, seeded())(problem.model, problem.batch)
+        except error:
+            stopped.append(call)
+        else:
+            assert calls[0] < call, f"the source hid what the loss raised at evaluation {call}"
+            break
+        now = list(problem.model.parameters())
+        for (p, value, address), q in zip(before, now, strict=True):
+            assert q is p, f"after the loss raised at evaluation {call} the model holds another parameter"
+            assert q.data_ptr() == address, f"a parameter was moved when the loss raised at evaluation {call}"
+            assert torch.equal(q, value), f"weights are not as they were after the loss raised at evaluation {call}"
+        for p, g in zip(now, held, strict=True):
+            assert (p.grad is None) == (g is None), f".grad was written though the loss raised at evaluation {call}"
+    return stopped
+
+
+# --- what happens to .grad -----------------------------------------------------------------------------------------
+
+
+def adds_to_what_grad_holds(make: Make) -> None:
+    """``.grad`` becomes what it held plus the estimate; where estimates do not add up, it is an error."""
+    problem = problems.mlp()
+    alone = estimate(make, problem)
+    held = [torch.randn(p.shape, dtype=p.dtype, generator=seeded(9)) for p in problem.trainable]
+    for p, g in zip(problem.trainable, held, strict=True):
+        p.grad = g.clone()
+    source = make(problem.loss, seeded())
+    if source.additive:
+        source(problem.model, problem.batch)
+        wanted = [h + a for h, a in zip(held, alone, strict=True)]
+        assert close(gradients(problem.model), wanted, rtol=1e-12), ".grad is not what it held plus the estimate"
+        return
+    try:
+        source(problem.model, problem.batch)
+    except AccumulationError:
+        assert same(gradients(problem.model), held), ".grad was changed by a call that raised"
+    else:
+        raise AssertionError("normalised estimates were accumulated without an error")
+
+
+def micro_batches_add_up_to_their_union(make: Make) -> None:
+    """The estimates of two halves, drawn alike, add up to twice that of the whole; needs an additive source."""
+    problem = problems.mlp()
+    source = make(problem.loss, seeded())
+    if not source.additive:
+        return
+    whole = estimate(make, problem)
+    problem.model.zero_grad()
+    x, y = problem.batch
+    for half in (slice(0, 3), slice(3, 6)):
+        make(problem.loss, seeded())(problem.model, (x[half], y[half]))
+    halves = [g / 2 for g in gradients(problem.model)]
+    assert close(halves, whole, rtol=1e-5, atol=1e-6), "two micro-batches do not add up to their union"
+
+
+def gives_every_trainable_weight_its_shape_and_type(make: Make) -> None:
+    """``.grad`` has the shape, type and device of its weight, and is finite, in three floating-point types."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        problem = problems.mlp(dtype)
+        loss = make(problem.loss, seeded())(problem.model, problem.batch)
+        assert loss.dtype == dtype, f"the loss of a {dtype} model came back as {loss.dtype}"
+        for p in problem.trainable:
+            assert p.grad is not None, f"a trainable {dtype} weight got no .grad"
+            assert (p.grad.shape, p.grad.dtype, p.grad.device) == (p.shape, dtype, p.device)
+            assert bool(p.grad.isfinite().all()), f".grad of a {dtype} weight is not finite"
+            assert not p.grad.requires_grad, ".grad carries a graph"
+
+
+def leaves_frozen_weights_alone(make: Make) -> None:
+    """A frozen weight gets no ``.grad``; the others get the estimate they would get in a model without it."""
+    problem = problems.mlp()
+    frozen = problem.model[0].weight.requires_grad_(False)
+    value = frozen.clone()
+    got = estimate(make, problem)
+    assert frozen.grad is None, "a frozen weight got a .grad"
+    assert torch.equal(frozen, value), "a frozen weight was changed"
+
+    class Rest(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias, self.rest = copy.deepcopy(problem.model[0].bias), copy.deepcopy(problem.model[1:])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rest(nn.functional.linear(x, value, self.bias))
+
+    alone = estimate(make, Problem(Rest(), problem.loss, problem.batch))
+    assert close(got, alone), "freezing a weight changed the estimate for the others"
+
+
+def keeps_tied_weights_tied(make: Make) -> None:
+    """A tied weight is one tensor in every evaluation (the model asserts it), and gets one ``.grad``."""
+    problem = problems.tied()
+    estimate(make, problem)
+    assert problem.model.head.weight is problem.model.embedding.weight, "a tied weight was untied"
+    assert len(problem.trainable) == len(list(problem.model.parameters()))
+
+
+# --- what is left behind -------------------------------------------------------------------------------------------
+
+
+def leaves_weights_bit_identical(make: Make) -> None:
+    """Weights are the same tensors with the same bits after a call."""
+    for build in (problems.mlp, problems.tied, problems.conv, problems.batch_norm, problems.lstm):
+        if build is problems.lstm or build is problems.batch_norm:
+            make_ = _any_mode(make)
+        else:
+            make_ = make
+        for dtype in (torch.float64, torch.float32):
+            problem = build(dtype)
+            before = [(p, p.detach().clone(), p.data_ptr()) for p in problem.model.parameters()]
+            make_(problem.loss, seeded())(problem.model, problem.batch)
+            for (p, value, address), q in zip(before, problem.model.parameters(), strict=True):
+                assert q is p, "the model holds another parameter than before"
+                assert q.data_ptr() == address, "a parameter was moved"
+                assert torch.equal(q, value), "weights are not bit-identical after a call"
+                assert q.requires_grad, "a parameter was frozen"
+
+
+def leaves_weights_and_grad_when_the_loss_raises(make: Make) -> None:
+    """An exception inside the loss, at whichever evaluation, comes out, with weights and ``.grad`` as they were."""
+    for build in (problems.mlp, problems.tied):
+        assert _stopped(make, build(), Interruption), "the loss was not evaluated at all"
+
+
+def leaves_weights_and_grad_on_keyboard_interrupt(make: Make) -> None:
+    """The same for Ctrl-C."""
+    for build in (problems.mlp, problems.tied):
+        assert _stopped(make, build(), KeyboardInterrupt), "the loss was not evaluated at all"
+
+
+def leaves_buffers_as_one_forward_would(make: Make) -> None:
+    """Batch-norm statistics and a model's own buffers end as after one plain forward pass."""
+    for build in (problems.batch_norm, problems.counting):
+        make_ = _any_mode(make) if build is problems.batch_norm else make
+        problem, reference = build(), build()
+        with torch.no_grad():
+            reference.loss(reference.model, reference.batch)
+        for calls in (1, 2):
+            problem.model.zero_grad()
+            make_(problem.loss, seeded())(problem.model, problem.batch)
+            after = dict(problem.model.named_buffers())
+            for name, wanted in reference.model.named_buffers():
+                assert torch.equal(after[name], wanted), (
+                    f"buffer {name} after {calls} calls is not as forwards leave it"
+                )
+            with torch.no_grad():
+                reference.loss(reference.model, reference.batch)
+    problem = problems.batch_norm()
+    problem.model.eval()
+    before = [b.clone() for b in problem.model.buffers()]
+    make(problem.loss, seeded())(problem.model, problem.batch)
+    assert same(before, list(problem.model.buffers())), "buffers moved in evaluation mode"
+
+
+def leaves_modes_and_hooks(make: Make) -> None:
+    """Training mode, ``requires_grad`` and gradient mode are as before."""
+    problem = problems.mlp()
+    problem.model[1].eval()
+    keys = [sorted(m.__dict__) for m in problem.model.modules()]
+    make(problem.loss, seeded())(problem.model, problem.batch)
+    assert [m.training for m in problem.model] == [True, False, True, True]
+    assert all(p.requires_grad for p in problem.model.parameters())
+    assert torch.is_grad_enabled(), "gradient mode was left off"
+    assert [sorted(m.__dict__) for m in problem.model.modules()] == keys, "something was left in a module"
+
+
+def runs_under_no_grad(make: Make) -> None:
+    """The caller's gradient mode decides nothing."""
+    problem = problems.mlp()
+    wanted = estimate(make, problem)
+    with torch.no_grad():
+        got = estimate(make, problem)
+    assert close(got, wanted)
+
+
+# --- randomness ----------------------------------------------------------------------------------------------------
+
+
+def same_generator_same_gradient(make: Make) -> None:
+    """Equal generators give bit-equal estimates, whatever the global random state."""
+    problem = problems.mlp()
+    torch.manual_seed(1)
+    first = estimate(make, problem, seed=7)
+    torch.manual_seed(2)
+    assert same(first, estimate(make, problem, seed=7)), "the same generator gave another gradient"
+
+
+def draws_anew_at_every_call(make: Make) -> None:
+    """Two calls in a row, and two seeds, give two estimates; needs a source that draws."""
+    problem = problems.mlp()
+    source = make(problem.loss, seeded(3))
+    source(problem.model, problem.batch)
+    first = gradients(problem.model)
+    problem.model.zero_grad()
+    source(problem.model, problem.batch)
+    assert not close(first, gradients(problem.model)), "two calls in a row used the same directions"
+    assert not close(first, estimate(make, problem, seed=4)), "two seeds gave the same directions"
+
+
+def never_touches_the_global_random_state(make: Make) -> None:
+    """Neither torch's, numpy's nor Python's, with a generator of its own or the default one."""
+    for generator in (seeded(), None):
+        problem = problems.mlp()
+        states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+        source = make(problem.loss, generator)
+        source(problem.model, problem.batch)
+        assert torch.equal(torch.get_rng_state(), states[0]), "torch's global random state moved"
+        assert np.array_equal(np.random.get_state()[1], states[1]), "numpy's global random state moved"
+        assert random.getstate() == states[2], "Python's global random state moved"
+
+
+def dropout_moves_the_global_random_state_as_one_forward(make: Make) -> None:
+    """A model that draws from the global state leaves it where one forward pass does."""
+    problem = problems.dropout()
+    torch.manual_seed(11)
+    problem.loss(problem.model, problem.batch)
+    wanted = torch.get_rng_state()
+    torch.manual_seed(11)
+    make(problem.loss, seeded())(problem.model, problem.batch)
+    assert torch.equal(torch.get_rng_state(), wanted), "the global random state is not where one forward leaves it"
+
+
+def dropout_sees_one_mask_in_all_evaluations(make: Make) -> None:
+    """The estimate is that of the same model with the mask of one forward pass written into it."""
+    problem = problems.dropout()
+    torch.manual_seed(12)
+    mask = nn.functional.dropout(torch.ones(6, 8, dtype=torch.float64), 0.5)
+    assert 0 < int(mask.count_nonzero()) < mask.numel()
+
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * mask
+
+    fixed = Problem(nn.Sequential(*problem.model[:2], Masked(), problem.model[3]), problem.loss, problem.batch)
+    wanted = estimate(make, fixed)
+    torch.manual_seed(12)
+    got = estimate(make, problem)
+    assert close(got, wanted, rtol=1e-6), "the two sides of a difference did not see the same dropout mask"
+
+
+# --- the loss ------------------------------------------------------------------------------------------------------
+
+
+def returns_the_detached_loss(make: Make) -> None:
+    """A scalar that carries no graph, the mean loss at (or a step around) the weights."""
+    for loss_function in (problems.cross_entropy, problems.mean_cross_entropy):
+        problem = problems.mlp()
+        problem.loss = loss_function
+        source = make(problem.loss, seeded())
+        loss = source(problem.model, problem.batch)
+        assert isinstance(loss, Tensor)
+        assert loss.shape == ()
+        assert not loss.requires_grad, "the returned loss is not detached"
+        exact = source.card.needs != "loss values"
+        near = math.isclose(float(loss), problem.value(), rel_tol=1e-12 if exact else 0.2)
+        assert near, "the returned loss is not the model's loss"
+
+
+def scalar_and_per_example_losses_mean_the_same(make: Make) -> None:
+    """What is minimised is the mean of [B]."""
+    problem = problems.mlp()
+    per_example = estimate(make, problem)
+    problem.loss = problems.mean_cross_entropy
+    assert close(estimate(make, problem), per_example, rtol=1e-6, atol=1e-9)
+
+
+def non_finite_loss_is_an_error_and_leaves_grad(make: Make) -> None:
+    """NaN or infinity, in one example or all, at the first evaluation or a later one."""
+    for bad in (math.nan, math.inf, -math.inf):
+        for call in (1, 2, 3):
+            problem, calls = problems.mlp(), [0]
+
+            def loss(
+                model: nn.Module, batch: Any, bad: float = bad, call: int = call, calls: list[int] = calls
+            ) -> Tensor:
+                calls[0] += 1
+                losses = problems.cross_entropy(model, batch)
+                if calls[0] < call:
+                    return losses
+                return torch.cat([losses[:1] * bad, losses[1:]])
+
+            source = make(loss, seeded())
+            for held in (None, torch.zeros(())):
+                calls[0] = -1000  # the first call on a model may evaluate more: whether the loss depends on the weights
+                problem.model.zero_grad()
+                source(problem.model, problem.batch)
+                calls[0] = 0
+                for p in problem.trainable:
+                    p.grad = None if held is None else torch.zeros_like(p)
+                try:
+                    source(problem.model, problem.batch)
+                except NonFiniteLossError as error:
+                    for p in problem.trainable:
+                        assert (p.grad is None) if held is None else not p.grad.any(), ".grad was written"
+                    assert ("nan" if math.isnan(bad) else "inf") in str(error), (
+                        "the error does not say what the loss was"
+                    )
+                else:
+                    assert calls[0] < call, f"a loss of {bad} at evaluation {call} went unnoticed"
+
+
+def points_uphill(make: Make) -> None:
+    """On average over a few calls the estimate has a positive inner product with the gradient of autograd."""
+    for dtype in (torch.float64, torch.float32):
+        problem = problems.mlp(dtype)
+        source = make(problem.loss, seeded(1))
+        total = 0.0
+        gradient = problem.autograd()
+        for _ in range(20):
+            problem.model.zero_grad()
+            source(problem.model, problem.batch)
+            total += dot(gradients(problem.model), gradient)
+        assert total > 0, f"a {dtype} estimate does not point uphill"
+
+
+# --- claims --------------------------------------------------------------------------------------------------------
+
+
+def equals_autograd(make: Make, rtol: float = 1e-12, atol: float = 1e-14) -> None:
+    """The whole gradient of models of every kind, in float64."""
+    for build in problems.ALL:
+        problem = build()
+        torch.manual_seed(2)
+        wanted = problem.autograd()
+        torch.manual_seed(2)
+        got = estimate(_any_mode(make) if build.__name__ in problems.NOT_BATCHED else make, problem)
+        assert close(got, wanted, rtol, atol), f"not the gradient of {build.__name__}"
+
+
+def is_unbiased(make: Make, draws: int = 1600, variance: Callable[..., float] | None = None) -> None:
+    """z-test of the mean of many estimates on a quadratic, and of their variance against its closed form.
+
+    Args:
+        make: Of a source that claims to be unbiased (up to its step).
+        draws: How many estimates.
+        variance: E‖ghat - g‖² from the problem; not tested where it is None.
+    """
+    problem = problems.QuadraticProblem()
+    gradient = problem.gradient
+    source = make(problem.loss, seeded(21))
+    estimates = torch.empty(draws, gradient.numel(), dtype=torch.float64)
+    for i in range(draws):
+        problem.model.zero_grad()
+        source(problem.model, problem.batch)
+        estimates[i] = torch.cat([g.reshape(-1) for g in gradients(problem.model)])
+    along = (estimates @ gradient / gradient.norm()).unsqueeze(1)
+    for values, truth in ((estimates, gradient), (along, gradient.norm())):
+        z = (values.mean(0) - truth) / (values.std(0) / math.sqrt(draws) + 1e-9)
+        assert float(z.abs().max()) < 4.5, f"the mean estimate is off by {float(z.abs().max()):.1f} standard errors"
+    if variance is not None:
+        squares = (estimates - gradient).square().sum(1)
+        wanted = variance(problem)
+        z = float((squares.mean() - wanted) / (squares.std() / math.sqrt(draws) + 1e-9 * wanted))
+        assert abs(z) < 4.5, f"the variance is {float(squares.mean()):.4g}, not {wanted:.4g} ({z:.1f} standard errors)"
+
+
+def forwards_equal_the_card(make: Make) -> None:
+    """The evaluations of one step are what the card's formula says; needs loss values alone, one by one."""
+    problem, calls = problems.mlp(), [0]
+
+    def counted(model: nn.Module, batch: Any) -> Tensor:
+        calls[0] += 1
+        return problem.loss(model, batch)
+
+    source = make(counted, seeded())
+    d = sum(p.numel() for p in problem.trainable)
+    for _ in range(2):  # the first call may evaluate more: it finds out whether the loss depends on the weights
+        problem.model.zero_grad()
+        calls[0] = 0
+        source(problem.model, problem.batch)
+    assert calls[0] == source.forwards(d), f"{calls[0]} forwards, but the card says {source.forwards(d):g}"
+
+
+def _any_mode(make: Make) -> Make:
+    """``make`` with ``batched`` relaxed to ``auto``, for the models that vmap cannot go through."""
+    settings = dict(getattr(make, "settings", ()))
+    if settings.get("evaluate") == "batched":
+        return type(make)(make.method, tuple((settings | {"evaluate": "auto"}).items()))
+    return make
+
+
+CHECKS = [
+    adds_to_what_grad_holds,
+    micro_batches_add_up_to_their_union,
+    gives_every_trainable_weight_its_shape_and_type,
+    leaves_frozen_weights_alone,
+    keeps_tied_weights_tied,
+    leaves_weights_bit_identical,
+    leaves_weights_and_grad_when_the_loss_raises,
+    leaves_weights_and_grad_on_keyboard_interrupt,
+    leaves_buffers_as_one_forward_would,
+    leaves_modes_and_hooks,
+    runs_under_no_grad,
+    same_generator_same_gradient,
+    never_touches_the_global_random_state,
+    dropout_moves_the_global_random_state_as_one_forward,
+    dropout_sees_one_mask_in_all_evaluations,
+    returns_the_detached_loss,
+    scalar_and_per_example_losses_mean_the_same,
+    non_finite_loss_is_an_error_and_leaves_grad,
+    points_uphill,
+]
+"""What holds for every source, whatever it claims."""

@@ -1,0 +1,80 @@
+"""Every registered source with its defaults, and variants of those that have more than one face."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+import dldw
+from dldw.source import GradientSource, Loss
+
+Make = Callable[[Loss, torch.Generator | None], GradientSource]
+
+_SETTINGS: dict[str, list[dict[str, object]]] = {
+    "backprop": [{"checkpoint": True}],
+    "weight-perturbation": [{"weights": 3}],
+    "finite-difference": [{"central": False}, {"evaluate": "sequential"}, {"evaluate": "batched"}],
+    "spsa": [
+        {"distribution": "gaussian"},
+        {"distribution": "sphere"},
+        {"two_sided": False},
+        {"directions": 8},
+        {"directions": 8, "evaluate": "sequential"},
+        {"directions": 8, "evaluate": "batched"},
+        {"directions": 8, "distribution": "gaussian", "two_sided": False, "evaluate": "sequential"},
+        {"directions": 8, "distribution": "sphere", "two_sided": False, "evaluate": "batched"},
+    ],
+    "evolution-strategy": [
+        {"evaluate": "sequential"},
+        {"evaluate": "batched"},
+        {"antithetic": False},
+        {"shaping": "z_score"},
+        {"shaping": "none"},
+        {"shaping": "none", "antithetic": False, "sigma": 0.2, "population": 128},
+    ],
+    "forward-gradient": [{"directions": 4}],
+}
+DETERMINISTIC = {"backprop", "finite-difference"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A registered source with some of its settings; calling it makes the source."""
+
+    method: str
+    settings: tuple[tuple[str, object], ...] = ()
+
+    def __call__(self, loss: Loss, generator: torch.Generator | None = None) -> GradientSource:
+        source: GradientSource = dldw.methods()[self.method].factory(loss, generator=generator, **dict(self.settings))
+        return source
+
+    def __str__(self) -> str:
+        inside = ",".join(f"{k}={v}" for k, v in self.settings)
+        return f"{self.method}[{inside}]" if inside else self.method
+
+    @property
+    def sample(self) -> GradientSource:
+        return self(lambda model, batch: model(batch))
+
+    @property
+    def deterministic(self) -> bool:
+        return self.method in DETERMINISTIC
+
+    @property
+    def mode(self) -> object:
+        return dict(self.settings).get("evaluate", "auto")
+
+
+SOURCES = [
+    Variant(name, tuple(settings.items()))
+    for name, method in dldw.methods().items()
+    if method.is_source
+    for settings in [{}, *_SETTINGS.get(name, [])]
+]
+
+
+def claiming(*claims: str) -> list[Variant]:
+    """The variants whose card claims one of these."""
+    return [v for v in SOURCES if v.sample.card.claim in claims]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,9 @@ def parse(text: str) -> Spec:
     """
     form = _FORM.fullmatch(text.strip())
     if form is None:
-        raise DldwError(f"{text!r} is no method: write name or name[setting=value,setting=value], as in spsa[sigma=1e-3].")
+        raise DldwError(
+            f"{text!r} is no method: write name or name[setting=value,setting=value], as in spsa[sigma=1e-3]."
+        )
     target = form["target"].strip()
     known = find_method(target).settings
     given: dict[str, Any] = {}
@@ -130,12 +132,6 @@ def _checked(name: str, value: Any, default: Any, target: str) -> Any:
         return value
     if kind is float and type(value) is int:
         return float(value)
-    raise DldwError(f"setting {name} of {target} must be {_KINDS[kind]}, got {value!r}. Its default is {_spelled(default)}.")
-
-
-def merged(*layers: Mapping[str, Mapping[str, Any]]) -> Settings:
-    """Settings by method, later layers over earlier ones."""
-    out: Settings = {}
-    for layer in layers:
-        out.update({k: dict(v) for k, v in layer.items()})
-    return out
+    raise DldwError(
+        f"setting {name} of {target} must be {_KINDS[kind]}, got {value!r}. Its default is {_spelled(default)}."
+    )

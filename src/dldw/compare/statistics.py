@@ -74,10 +74,9 @@ def log_spaced(total: float, unit: float, per_decade: int) -> list[int]:
 
     Args:
         total: Budget in forwards.
-        unit: Forwards in one step; at least one step is made.
+        unit: Forwards in one step; where one step costs more than the budget, none is made.
         per_decade: Points in each factor of ten.
     """
-    last = max(1, int(total // unit))
-    count = max(1, round(per_decade * math.log10(last))) if last > 1 else 1
-    inner = {round(last ** (i / count)) for i in range(count + 1)}
-    return sorted({0, last} | inner)
+    last = int(total // unit)
+    count = max(1, round(per_decade * math.log10(max(1, last))))
+    return sorted({0, last} | {round(last ** (i / count)) for i in range(count + 1) if last})

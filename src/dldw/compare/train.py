@@ -59,7 +59,7 @@ def train(
         spec: The method.
         settings: What it is built with.
         seed: Which run.
-        forwards: Budget in forward-pass equivalents by the method's card; at least one step is made.
+        forwards: Budget in forward-pass equivalents by the method's card; never exceeded, not even by the first step.
         width: Of the model; the task's own by default.
         per_decade: Evaluations in each factor of ten, evenly on a logarithmic scale.
         stop_at_target: End at the first evaluation that reaches the task's target.
@@ -97,10 +97,11 @@ def train(
             curve.points.append(point)
             if progress:
                 progress(point)
-            if point[task.metric] is None:
+            value = point[task.metric]
+            if value is None:
                 curve.reason, curve.error = "diverged", f"the {task.metric} is not finite after step {step}"
                 break
-            if curve.to_target is None and reached(task, point[task.metric]):
+            if curve.to_target is None and reached(task, value):
                 curve.to_target = point
                 if stop_at_target:
                     curve.reason = "target"

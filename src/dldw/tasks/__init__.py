@@ -21,6 +21,8 @@ TASKS = {
     "step-digits": "dldw.tasks.step_digits:StepDigits",
     "quadratic": "dldw.tasks.quadratic:Quadratic",
 }
+NEEDED = ("name", "summary", "target", "batch_size", "train_examples", "test_examples")
+"""What a task has to say of itself, beside its four methods."""
 
 
 def task_class(name: str) -> type[Task]:
@@ -35,14 +37,14 @@ def task_class(name: str) -> type[Task]:
         found: type[Task] = getattr(import_module(module), attribute)
         return found
     if ".py:" not in name:
-        raise UnknownNameError(
-            unknown("task", name, TASKS) + " A task of your own is given as path/to/file.py:Name."
-        )
+        raise UnknownNameError(unknown("task", name, TASKS) + " A task of your own is given as path/to/file.py:Name.")
     from dldw.tasks.task import Task
 
     found = load_class(name, "task")
     if not issubclass(found, Task):
-        raise DldwError(f"{name} is no task: {found.__name__} does not derive from dldw.tasks.task.Task. Derive it from that.")
+        raise DldwError(
+            f"{name} is no task: {found.__name__} does not derive from dldw.tasks.task.Task. Derive it from that."
+        )
     return found
 
 
@@ -59,10 +61,13 @@ def load_task(name: str, data: Path | None = None) -> Task:
     found = task_class(name)
     takes_data = "data" in inspect.signature(found).parameters
     try:
-        return found(data=data) if takes_data else found()  # type: ignore[call-arg]
-    except DldwError:
-        raise
-    except ModuleNotFoundError:
+        task = found(data=data) if takes_data else found()  # type: ignore[call-arg]
+    except (DldwError, ModuleNotFoundError):
         raise
     except Exception as error:
         raise DldwError(f"task {name} cannot be made: {where(error)} raised {type(error).__name__}: {error}") from error
+    if missing := [a for a in NEEDED if not hasattr(task, a)]:
+        raise DldwError(
+            f"task {name} lacks {', '.join(missing)}: set it on the class or in __init__; see dldw.tasks.task.Task."
+        )
+    return task

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -20,8 +22,8 @@ class Digits(Classification):
     summary = "8 x 8 handwritten digits (scikit-learn), MLP 64-32-10 with tanh, batches of 128."
     target = 0.90
     width = 32
-    companion: str | None = "step-digits"  # type: ignore[misc]
-    wider: str | None = "digits-wide"  # type: ignore[misc]
+    companion: ClassVar[str | None] = "step-digits"
+    wider: ClassVar[str | None] = "digits-wide"
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits

@@ -25,7 +25,9 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (EOFError, OSError, zlib.error) as error:
-        raise DldwError(f"{file} cannot be unpacked ({error}): the download was cut off. Fetch the file again.") from error
+        raise DldwError(
+            f"{file} cannot be unpacked ({error}): the download was cut off. Fetch the file again."
+        ) from error
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes([0, 0, 8, dimensions]):
         raise DldwError(

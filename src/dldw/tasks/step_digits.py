@@ -24,7 +24,9 @@ class StepDigits(Digits):
     """
 
     name = "step-digits"
-    summary = "8 x 8 handwritten digits (scikit-learn), MLP 64-16-10 with a hard step: the hidden weights get no gradient."
+    summary = (
+        "8 x 8 handwritten digits (scikit-learn), MLP 64-16-10 with a hard step: the hidden weights get no gradient."
+    )
     target = 0.80
     width = 16
     companion = None

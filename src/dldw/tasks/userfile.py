@@ -49,7 +49,7 @@ def load_class(target: str, kind: str) -> type[Any]:
 
 
 def where(error: BaseException, file: Path | None = None) -> str:
-    """``file, line`` of the innermost frame of ``error`` in ``file``; in any file outside this package and torch by default."""
+    """``file, line`` of the innermost frame of ``error`` in ``file``, by default in any that is not of a package."""
     frames = traceback.extract_tb(error.__traceback__)
     own = str(Path(__file__).resolve().parent.parent)
     if file is not None:

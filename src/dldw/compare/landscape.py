@@ -17,7 +17,6 @@ from dldw.compare.spec import Spec
 from dldw.compare.train import SECONDS_PER_FORWARD, forwards_per_step
 from dldw.errors import DldwError
 from dldw.tasks.task import Task
-from dldw.weights import Weights
 
 TRAINED = 100
 FIRST_STEP = 0.1

@@ -31,7 +31,7 @@ def notes(plan: Plan, records: Iterable[Any]) -> list[Record]:
     if cut:
         shown = ", ".join(f"{method} at {width}" for method, width in cut)
         out.append(
-            f"Over network widths, these missed the target within {budget.width_forwards:,.0f} forward passes in at least one "
+            f"Over widths, these missed the target within {budget.width_forwards:,.0f} forward passes in at least one "
             f"run and count as infinitely slow there: {shown}. {_MORE}"
         )
     if budget.widths:

@@ -187,7 +187,7 @@ def make_plan(
 
 def task_record(name: str, task: Task) -> Record:
     """The record of a task."""
-    record = TaskRecord(
+    return TaskRecord(
         kind="task",
         task=name,
         summary=task.summary,
@@ -199,13 +199,12 @@ def task_record(name: str, task: Task) -> Record:
         train_examples=task.train_examples,
         test_examples=task.test_examples,
     )
-    return record
 
 
 def method_record(spec: Spec, settings: Mapping[str, Any], d: int) -> Record:
     """The record of a method: its card, and the settings it runs with."""
     card = spec.method.card
-    record = MethodRecord(
+    return MethodRecord(
         kind="method",
         method=spec.label,
         name=spec.target,
@@ -219,7 +218,6 @@ def method_record(spec: Spec, settings: Mapping[str, Any], d: int) -> Record:
         settings=dict(settings),
         baseline=spec.label in BASELINES,
     )
-    return record
 
 
 def _probe(plan: Plan) -> None:

@@ -210,12 +210,14 @@ def _forward_mode_kernels(model: nn.Module) -> Iterator[None]:
     try:
         backends.mha.set_fastpath_enabled(False)
         if any(isinstance(m, nn.RNNBase) for m in model.modules()):
-            backends.mkldnn.enabled = backends.cudnn.enabled = False
+            backends.mkldnn.enabled = False  # type: ignore[assignment]
+            backends.cudnn.enabled = False
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         backends.mha.set_fastpath_enabled(fused)
-        backends.mkldnn.enabled, backends.cudnn.enabled = cpu, cuda
+        backends.mkldnn.enabled = cpu
+        backends.cudnn.enabled = cuda
 
 
 class _RandomState:

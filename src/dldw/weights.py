@@ -110,7 +110,7 @@ class Weights:
         """Cuts ``vector`` [..., d] into one tensor [..., *shape] for each weight, in the weight's dtype."""
         parts = vector.split([p.numel() for p in self.tensors], dim=-1)
         lead = vector.shape[:-1]
-        return [part.reshape(*lead, *p.shape).to(p.dtype) for part, p in zip(parts, self.tensors, strict=True)]
+        return [part.reshape(lead + p.shape).to(p.dtype) for part, p in zip(parts, self.tensors, strict=True)]
 
     def flat(self) -> Tensor:
         """A copy of all weights as one vector [d], in the widest dtype among them."""

@@ -146,14 +146,20 @@ class Objective:
         return torch.tensor(loss, dtype=self._dtype, device=self.weights.device)
 
     def require_dependence(self) -> None:
-        """Raises ``DldwError`` when the loss is the same at unrelated weights too."""
+        """Raises ``DldwError`` when the loss is the same at unrelated weights too, of which a few are tried.
+
+        One would not do: the error rate of a small batch takes few values, and two of them are easily equal.
+        """
         generator = torch.Generator(self.weights.device).manual_seed(0)
-        other = [
-            torch.empty_like(p).normal_(generator=generator).mul_(1 + p.detach().abs().max())
-            for p in self.weights.tensors
-        ]
-        if torch.equal(self.at(other), self.at(self.weights.tensors)):
-            raise DldwError(_INDEPENDENT.format(how="it is the same at unrelated weights"))
+        here = self.at(self.weights.tensors)
+        for _ in range(16):
+            other = [
+                torch.empty_like(p).normal_(generator=generator).mul_(1 + p.detach().abs().max())
+                for p in self.weights.tensors
+            ]
+            if not torch.equal(self.at(other), here):
+                return
+        raise DldwError(_INDEPENDENT.format(how="it is the same at unrelated weights"))
 
     def signature(self) -> tuple[Any, ...]:
         """What decides how much memory one evaluation takes: the model and the shapes in the batch."""

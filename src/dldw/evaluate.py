@@ -106,6 +106,7 @@ class Objective:
                 else:
                     with self._scratch_buffers():
                         value = self._call()
+            self.check(value)
             primal, tangent = forward_ad.unpack_dual(value)
         if tangent is None:
             raise DldwError(_INDEPENDENT.format(how="forward mode found no path from the weights to the loss"))

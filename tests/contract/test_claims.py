@@ -36,8 +36,9 @@ def test_finite_differences_agree_with_autograd_to_their_truncation_error(source
 #   E‖(g·z) z‖² = ‖g‖² times d for signs and the sphere, times d + 2 for Gaussians; subtracting ‖g‖² gives the variance.
 #   A one-sided step adds (σ/2 zᵀHz) z, which is uncorrelated with the rest because z and -z are equally likely.
 #   The score function L(w + σz)/σ · z keeps L(w) as well.
-# Moments: with t = tr H and s = t² + 2 tr H², E[(zᵀHz)²‖z‖²] = (d + 4) s for Gaussians (radius and direction are
-# independent), d² s / (d + 2) on the sphere, d (t² + 2 Σ_{i≠j} H_ij²) for signs; E[zᵀHz ‖z‖²] = (d + 2) t for Gaussians.
+# Moments: with t = tr H and s = t² + 2 tr H²,
+#   E[(zᵀHz)²‖z‖²] = (d + 4) s for Gaussians (radius and direction are independent), d² s / (d + 2) on the sphere,
+#   d (t² + 2 Σ_{i≠j} H_ij²) for signs; E[zᵀHz ‖z‖²] = (d + 2) t for Gaussians.
 
 
 def _moments(problem):
@@ -56,7 +57,7 @@ def _two_sided(distribution, n):
 
 def _one_sided(distribution, n, sigma):
     def variance(problem):
-        square, d, trace, s = _moments(problem)
+        _, d, trace, s = _moments(problem)
         off_diagonal = float((problem.hessian - problem.hessian.diag().diag()).square().sum())
         curved = {
             "gaussian": (d + 4) * s,
@@ -144,9 +145,7 @@ def test_biased_source_reaches_ninety_percent_on_three_digits(source, digits):
     nn.init.zeros_(model.weight)
     nn.init.zeros_(model.bias)
     x, y, test_x, test_y = digits
-    learner = method(source.method).build(
-        model, problems.cross_entropy, seeded(3), **dict(source.settings), **settings
-    )
+    learner = method(source.method).build(model, problems.cross_entropy, seeded(3), **dict(source.settings), **settings)
     for _ in range(steps):
         learner.step((x, y))
     accuracy = float((model(test_x).argmax(1) == test_y).float().mean())

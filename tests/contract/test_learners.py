@@ -180,9 +180,7 @@ def test_search_leaves_weights_bit_identical_when_the_loss_raises(call, error):
             raise error("stop")
         return problem.loss(model, batch)
 
-    learner = dldw.Search(
-        problem.model, stopping, dldw.RandomSearch(generator=seeded()), evaluate="sequential"
-    )
+    learner = dldw.Search(problem.model, stopping, dldw.RandomSearch(generator=seeded()), evaluate="sequential")
     before = [p.detach().clone() for p in problem.trainable]
     with pytest.raises(error):
         learner.step(problem.batch)

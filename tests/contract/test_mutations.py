@@ -67,7 +67,9 @@ class OneDirectionForAll(Wrapped):
 
 class ProbedAlongOneUpdatedAlongAnother(Wrapped):
     def spoiled(self, estimate):
-        return [e.abs() * torch.empty_like(e).bernoulli_(0.5, generator=self.generator).mul_(2).sub_(1) for e in estimate]
+        return [
+            e.abs() * torch.empty_like(e).bernoulli_(0.5, generator=self.generator).mul_(2).sub_(1) for e in estimate
+        ]
 
 
 class OverwritesGrad(Wrapped):

@@ -203,7 +203,9 @@ def test_telling_a_wrong_number_of_losses_is_an_error_and_may_be_repaired(make):
     candidates = searcher.ask()
     n = len(candidates)
     for losses in (torch.zeros(n + 1), torch.zeros(n, 1), torch.zeros(())):
-        with pytest.raises(dldw.DldwError, match=rf"one floating-point loss for each of the {n} candidates, got .*shape"):
+        with pytest.raises(
+            dldw.DldwError, match=rf"one floating-point loss for each of the {n} candidates, got .*shape"
+        ):
             searcher.tell(losses)
     searcher.tell(sphere(candidates))
     assert searcher.best

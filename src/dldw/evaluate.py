@@ -122,6 +122,7 @@ class Objective:
                 self.weights.restore()
                 if scratch:
                     self._restore_buffers()
+            self.check(value)
             primal, tangent = forward_ad.unpack_dual(value)
         if tangent is None:
             raise DldwError(_INDEPENDENT.format(how="forward mode found no path from the weights to the loss"))
@@ -155,7 +156,7 @@ class Objective:
             )
 
     def _mean(self, value: Tensor) -> float:
-        if getattr(value, "shape", None) != self._shape:
+        if self._shape is None or getattr(value, "shape", None) != self._shape:
             self.check(value)
         count = value.numel()
         if count <= 256:  # a short list is summed in float64 in less time than a reduction is launched
@@ -180,14 +181,20 @@ class Objective:
         return torch.scalar_tensor(loss, dtype=self._dtype, device=self.weights.device)
 
     def require_dependence(self) -> None:
-        """Raises ``DldwError`` when the loss is the same at unrelated weights too."""
+        """Raises ``DldwError`` when the loss is the same at unrelated weights too, of which a few are tried.
+
+        One would not do: the error rate of a small batch takes few values, and two of them are easily equal.
+        """
         generator = torch.Generator(self.weights.device).manual_seed(0)
-        other = [
-            torch.empty_like(p).normal_(generator=generator).mul_(1 + p.detach().abs().max())
-            for p in self.weights.tensors
-        ]
-        if torch.equal(self.at(other), self.at(self.weights.tensors)):
-            raise DldwError(_INDEPENDENT.format(how="it is the same at unrelated weights"))
+        here = self.at(self.weights.tensors)
+        for _ in range(16):
+            other = [
+                torch.empty_like(p).normal_(generator=generator).mul_(1 + p.detach().abs().max())
+                for p in self.weights.tensors
+            ]
+            if not torch.equal(self.at(other), here):
+                return
+        raise DldwError(_INDEPENDENT.format(how="it is the same at unrelated weights"))
 
     def signature(self) -> tuple[Any, ...]:
         """What decides how much memory one evaluation takes: the model and the shapes in the batch."""

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 Settings = dict[str, dict[str, Any]]
+
+
+class Tuned(TypedDict):
+    """What ``dldw compare --tune`` found, and how: a file of ``tasks/settings``."""
+
+    task: str
+    trials: int  # for each method
+    forwards: float  # budget of one trial, in forward-pass equivalents
+    settings: Settings  # the best by method name
+    record: list[dict[str, Any]]  # every trial; empty where the settings were chosen by hand
 
 
 class Task(ABC):
@@ -20,6 +32,8 @@ class Task(ABC):
         summary: One sentence.
         metric: ``accuracy`` (rises) or ``loss`` (falls).
         target: The value of the metric that counts as solved.
+        companion: A second task whose learning curves belong to a comparison on this one, if any.
+        wider: The same task at another width, whose step costs are measured too, if any.
         batch_size: Examples in one batch.
         width: Hidden units of the model ``model()`` makes by default, or None where the task has no width.
         train_examples, test_examples: Sizes of the splits, in examples.
@@ -30,11 +44,16 @@ class Task(ABC):
     summary: ClassVar[str]
     metric: ClassVar[str] = "accuracy"
     target: ClassVar[float]
+    companion: ClassVar[str | None] = None
+    wider: ClassVar[str | None] = None
     batch_size: int
     width: int | None = None
     train_examples: int
     test_examples: int
-    settings: Settings
+
+    @property
+    def settings(self) -> Settings:
+        return tuned(self.name)["settings"]
 
     @abstractmethod
     def model(self, seed: int, width: int | None = None) -> nn.Module:
@@ -45,17 +64,28 @@ class Task(ABC):
         """The loss of each example, [B]."""
 
     @abstractmethod
-    def batches(self, seed: int) -> Iterator[Any]:
-        """Training batches without end; the same ``seed`` gives the same sequence."""
+    def batches(self, seed: int, tuning: bool = False) -> Iterator[Any]:
+        """Training batches without end; the same ``seed`` gives the same sequence.
+
+        With ``tuning``, the examples of the validation split are left out.
+        """
 
     @abstractmethod
     def evaluate(self, model: nn.Module, split: str = "test") -> dict[str, float]:
         """``loss`` and, where there is one, ``accuracy``, on ``test`` or ``validation``, with the model in eval mode."""
 
 
-def seeded(seed: int, make: Any) -> nn.Module:
+def tuned(task: str) -> Tuned:
+    """The tuned settings that ship with a built-in task, and the record of the search; empty for other tasks."""
+    file = files("dldw.tasks") / "settings" / f"{task}.json"
+    if not file.is_file():
+        return Tuned(task=task, trials=0, forwards=0.0, settings={}, record=[])
+    found: Tuned = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
     """Runs ``make()`` under ``seed`` and puts the global random state back."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: nn.Module = make()
-    return model
+        return make()

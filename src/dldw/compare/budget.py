@@ -1,0 +1,112 @@
+"""How much a comparison may spend, in forward-pass equivalents, and on what."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from dldw.errors import DldwError, UnknownNameError
+from dldw.registry import unknown
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every method may spend; the same for all.
+
+    Attributes:
+        name: As the command line has it.
+        forwards: Of one learning curve.
+        seeds: Learning curves of a method.
+        per_decade: Evaluations in each factor of ten of the forwards spent.
+        companion_forwards, companion_seeds: The same on the companion task (hard steps).
+        widths: Network widths over the task's own.
+        width_forwards, width_seeds: Until the target, at each width.
+        factors: Learning rates over the tuned one.
+        factor_forwards, factor_seeds: Until the target, at each learning rate.
+        draws: Estimates of the gradient at one point, at each width.
+        estimate_seeds: Points.
+        nudges: Sizes |dw| of the nudge of a single weight.
+        nudged_weights: Weights tried at each size.
+        grid: Points along each side of the two-weight landscape; 0 leaves it out.
+        path_forwards: Spent on each path through it.
+        cost_seconds: Time to measure the step of one method.
+        tune_forwards: Of one trial of ``--tune``.
+    """
+
+    name: str
+    forwards: float
+    seeds: int = 5
+    per_decade: int = 20
+    companion_forwards: float = 0
+    companion_seeds: int = 0
+    widths: tuple[float, ...] = ()
+    width_forwards: float = 0
+    width_seeds: int = 0
+    factors: tuple[float, ...] = ()
+    factor_forwards: float = 0
+    factor_seeds: int = 0
+    draws: int = 0
+    estimate_seeds: int = 0
+    nudges: tuple[float, ...] = ()
+    nudged_weights: int = 0
+    grid: int = 0
+    path_forwards: float = 0
+    cost_seconds: float = 1.0
+    tune_forwards: float = 0
+
+    def figures(self) -> dict[str, Any]:
+        """Everything that decides the results, for the record of the run."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+_WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)
+_FACTORS = (1 / 30, 1 / 10, 1 / 3, 1.0, 3.0, 10.0, 30.0)
+_NUDGES = tuple(10.0 ** (-4 + i / 2) for i in range(9))
+
+BUDGETS = {
+    "default": Budget(
+        "default", forwards=100_000, companion_forwards=60_000, companion_seeds=3,
+        widths=_WIDTHS, width_forwards=150_000, width_seeds=3,
+        factors=_FACTORS, factor_forwards=20_000, factor_seeds=3,
+        draws=200, estimate_seeds=3, nudges=_NUDGES, nudged_weights=400, grid=41, path_forwards=200,
+        cost_seconds=1.0, tune_forwards=40_000,
+    ),
+    "full": Budget(
+        "full", forwards=2_000_000, seeds=10, companion_forwards=1_000_000, companion_seeds=10,
+        widths=(*_WIDTHS, 8.0, 16.0), width_forwards=4_000_000, width_seeds=5,
+        factors=_FACTORS, factor_forwards=300_000, factor_seeds=5,
+        draws=2000, estimate_seeds=5, nudges=_NUDGES, nudged_weights=2000, grid=61, path_forwards=400,
+        cost_seconds=5.0, tune_forwards=200_000,
+    ),
+    "quick": Budget(
+        "quick", forwards=3_000, seeds=2, per_decade=10, companion_forwards=1_500, companion_seeds=1,
+        widths=(1 / 4, 1.0), width_forwards=1_500, width_seeds=1,
+        factors=(1 / 10, 1.0, 10.0), factor_forwards=1_000, factor_seeds=1,
+        draws=30, estimate_seeds=1, nudges=_NUDGES[::2], nudged_weights=50, grid=13, path_forwards=60,
+        cost_seconds=0.1, tune_forwards=1_000,
+    ),
+}  # fmt: skip
+
+
+def parse_budget(text: str) -> Budget:
+    """A named budget, or the default one with so many forwards for each learning curve (and no study above that).
+
+    Raises:
+        UnknownNameError: Neither a name nor a positive number.
+    """
+    if text in BUDGETS:
+        return BUDGETS[text]
+    try:
+        forwards = float(text)
+    except ValueError:
+        raise UnknownNameError(
+            unknown("budget", text, BUDGETS) + " A number gives the forward passes of each learning curve."
+        ) from None
+    if not 1 <= forwards < float("inf"):
+        raise DldwError(f"the budget must be at least 1 forward pass and finite, got {text}. The default is 100000.")
+    default = BUDGETS["default"]
+    capped = {
+        name: min(getattr(default, name), forwards)
+        for name in ("companion_forwards", "width_forwards", "factor_forwards", "path_forwards", "tune_forwards")
+    }
+    return replace(default, name=f"{forwards:g}", forwards=forwards, **capped)

@@ -1,0 +1,231 @@
+"""How good an estimate of the gradient is: against the exact gradient of the same batch, at one point in training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dldw.compare.item import Identity, Item, MethodItem, note
+from dldw.compare.records import Record
+from dldw.compare.spec import Spec
+from dldw.compare.statistics import mean_interval
+from dldw.compare.train import SECONDS_PER_FORWARD, forwards_per_step
+from dldw.errors import DldwError
+from dldw.source import GradientSource
+from dldw.tasks.task import Task
+
+WARM_UP = 30
+LONGEST = 60_000
+"""Forwards that one item may take; a method whose step costs more gets fewer draws, and two at least."""
+
+
+def trained_point(task: Task, seed: int, width: int | None = None, steps: int = WARM_UP) -> tuple[nn.Module, Any]:
+    """A model after some steps of plain gradient descent, and the next batch: neither start nor end of training."""
+    model, batches = task.model(seed, width), task.batches(seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5 if task.metric == "accuracy" else 0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        task.loss(model, next(batches)).mean().backward()
+        optimizer.step()
+    return model, next(batches)
+
+
+def exact_gradient(task: Task, model: nn.Module, batch: Any) -> Tensor:
+    """dL/dw by autograd, [d]; zero where the loss does not depend on a weight."""
+    tensors = list(trainable(model).values())
+    found = torch.autograd.grad(task.loss(model, batch).mean(), tensors, allow_unused=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(tensors, found, strict=True)])
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable weights by name; every vector [d] here lists them in this order."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@dataclass(frozen=True)
+class Estimating(MethodItem):
+    """Cosine, variance and bias of one method's estimates."""
+
+    seed: int
+    width: int | None
+    draws: int
+
+    @property
+    def weight(self) -> float:
+        return 0.1 + min(self.draws * 3, LONGEST / 4) * SECONDS_PER_FORWARD
+
+    @property
+    def keys(self) -> list[Identity]:
+        return [("estimate", self.task, self.label, self.seed, self.width)]
+
+    @property
+    def what(self) -> str:
+        return f"quality of the estimate: {self.label}, width {self.width}"
+
+    def run(self) -> list[Record]:
+        task, settings = self.loaded(), dict(self.settings)
+        try:
+            model, batch = trained_point(task, self.seed, self.width)
+            g = exact_gradient(task, model, batch).double()
+        except RuntimeError as error:
+            return [note(f"Estimates on {self.task} have no exact gradient to be compared with: {error}")]
+        generator = torch.Generator().manual_seed(20_000 + self.seed)
+        learner: Any = self.spec.method.build(model, task.loss, generator, **settings)
+        source: GradientSource = learner.source
+        weights = trainable(model).values()
+        d = sum(p.numel() for p in weights)
+        draws = max(2, min(self.draws, int(LONGEST // forwards_per_step(self.spec, settings, d))))
+        scale = _scale(self.spec, settings, d)
+        norm = float(g.norm())
+        total, squares, cosines = torch.zeros_like(g), 0.0, []
+        try:
+            for i in range(draws):
+                model.zero_grad()
+                source(model, batch)
+                estimate = torch.cat([_grad(p).flatten() for p in weights]).double() * scale
+                length = float(estimate.norm())
+                cosines.append(float(estimate @ g) / (length * norm) if length and norm else 0.0)
+                if i == 1 and torch.equal(total, estimate):  # a deterministic method: more draws say nothing more
+                    total, squares, draws = 2 * total, 2 * squares, 2
+                    break
+                total += estimate
+                squares += float(estimate.square().sum())
+        except DldwError as error:
+            return [note(f"The estimate of {self.label} could not be judged on {self.task}: {error}")]
+        mean = total / draws
+        variance = max(0.0, squares - draws * float(mean.square().sum())) / (draws - 1)
+        # |mean - g|² is bias² + variance/draws on average; what exceeds that by less than its own spread is no bias.
+        explained = variance / draws * (1 + 4 / math.sqrt(d))
+        bias = math.sqrt(max(0.0, float((mean - g).square().sum()) - explained))
+        cosine, low, high = mean_interval(cosines)
+        sized = source.additive and norm > 0
+        record: dict[str, Any] = {
+            "kind": "estimate",
+            "task": self.task,
+            "method": self.label,
+            "seed": self.seed,
+            "width": self.width,
+            "weights": d,
+            "draws": draws,
+            "cosine": cosine,
+            "cosine_low": low,
+            "cosine_high": high,
+            "relative_variance": variance / norm**2 if sized else None,
+            "relative_bias": bias / norm if sized else None,
+            "theory_variance": theory_variance(self.spec, settings, d),
+        }
+        return [cast(Record, record)]
+
+
+def theory_variance(spec: Spec, settings: dict[str, Any], d: int) -> float | None:
+    """E|ghat - g|² / |g|² on a linear loss, where the closed form is known."""
+    arguments = {**spec.method.settings, **settings}
+    match spec.target:
+        case "backprop" | "finite-difference":
+            return 0.0
+        case "forward-gradient":
+            return (d + 1) / float(arguments["directions"])
+        case "spsa":
+            gaussian = arguments["distribution"] == "gaussian"
+            return (d + 1 if gaussian else d - 1) / float(arguments["directions"])
+        case "weight-perturbation":
+            return (d - 1) / float(arguments["weights"])
+    return None
+
+
+def _scale(spec: Spec, settings: dict[str, Any], d: int) -> float:
+    """What makes the mean of the estimates the gradient: k single weights out of d add up to k/d of it."""
+    if spec.target != "weight-perturbation":
+        return 1.0
+    return d / float({**spec.method.settings, **settings}["weights"])
+
+
+def _grad(p: Tensor) -> Tensor:
+    return torch.zeros_like(p) if p.grad is None else p.grad
+
+
+@dataclass(frozen=True)
+class Nudging(Item):
+    """The question's quotient (L(w + dw) - L(w)) / dw against the exact derivative of the same weight."""
+
+    nudges: tuple[float, ...]
+    count: int
+
+    @property
+    def weight(self) -> float:
+        return len(self.nudges) * self.count * SECONDS_PER_FORWARD
+
+    @property
+    def keys(self) -> list[Identity]:
+        return [("bias", self.task, nudge) for nudge in self.nudges]
+
+    @property
+    def what(self) -> str:
+        return "bias of the difference quotient"
+
+    def run(self) -> list[Record]:
+        task = self.loaded()
+        try:
+            model, batch = trained_point(task, 0)
+            g = exact_gradient(task, model, batch).double()
+        except RuntimeError as error:
+            return [
+                note(f"The difference quotient on {self.task} has no exact derivative to be compared with: {error}")
+            ]
+        weights = trainable(model)
+        sizes = [p.numel() for p in weights.values()]
+        alive = g.nonzero().flatten()  # a pixel that is always blank has weights that change nothing
+        generator = torch.Generator().manual_seed(0)
+        picks = alive[torch.randperm(len(alive), generator=generator)[: self.count]]
+        signs = torch.randint(2, (len(picks),), generator=generator) * 2 - 1
+        rms = float(g[alive].square().mean().sqrt())
+        flat = torch.cat([p.detach().flatten() for p in weights.values()])
+        with torch.no_grad():
+            plain = _mean_loss(task, model, batch)
+            records = []
+            for nudge in self.nudges:
+                quotients = []
+                for pick, sign in zip(picks.tolist(), signs.tolist(), strict=True):
+                    moved = flat.clone()
+                    moved[pick] += sign * nudge
+                    parts = zip(weights.items(), moved.split(sizes), strict=True)
+                    nudged = _With(model, {name: part.view_as(p) for (name, p), part in parts})
+                    quotients.append((_mean_loss(task, nudged, batch) - plain) / (sign * nudge))
+                found = torch.tensor(quotients, dtype=torch.float64)
+                errors = (found - g[picks]).abs() / rms
+                low, middle, high = torch.quantile(
+                    errors, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+                ).tolist()
+                record: dict[str, Any] = {
+                    "kind": "bias",
+                    "task": self.task,
+                    "nudge": nudge,
+                    "weights_tried": len(picks),
+                    "relative_error": middle,
+                    "relative_error_low": low,
+                    "relative_error_high": high,
+                    "wrong_sign": float((found.sign() != g[picks].sign()).double().mean()),
+                }
+                records.append(cast(Record, record))
+        return records
+
+
+class _With(nn.Module):
+    """A model with other values for its weights, which themselves are not written."""
+
+    def __init__(self, model: nn.Module, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self._model, self._values = [model], values  # in a list: not a submodule of this one
+
+    def forward(self, *inputs: Any) -> Any:
+        return functional_call(self._model[0], self._values, inputs)
+
+
+def _mean_loss(task: Task, model: nn.Module, batch: Any) -> float:
+    losses = task.loss(model, batch)
+    return float(losses.sum(dtype=torch.float64)) / losses.numel()

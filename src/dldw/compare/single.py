@@ -1,0 +1,49 @@
+"""``dldw train``: one model, one method, weights saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from safetensors.torch import save_model
+
+from dldw.compare.budget import parse_budget
+from dldw.compare.spec import parse
+from dldw.compare.terminal import plain
+from dldw.compare.train import train
+from dldw.errors import DldwError
+from dldw.tasks import load_task
+
+
+def train_and_save(target: str, method: str, out: Path, *, seed: int, budget: str, data: Path | None) -> None:
+    """Trains, tells how it goes, and saves the weights; nothing is saved when training fails.
+
+    Raises:
+        DldwError: Task, method or budget do not exist; training failed; or ``out`` cannot be written.
+    """
+    spec, spending = parse(method), parse_budget(budget)
+    if not out.parent.is_dir() or out.is_dir():
+        raise DldwError(f"weights cannot be saved as {out}: it must be a file in a directory that exists.")
+    task = load_task(target, data)
+    console = Console()
+
+    def say(point: dict[str, Any]) -> None:
+        value = (
+            f"{task.metric} {point[task.metric]:.4f}" if point[task.metric] is not None else f"{task.metric} not finite"
+        )
+        plain(console, f"{point['forwards']:>12,.0f} forwards  {point['seconds']:>7.1f} s  {value}")
+
+    model = task.model(seed)
+    settings = spec.settings(task.settings)
+    curve = train(task, spec, settings, seed, forwards=spending.forwards, per_decade=5, model=model, progress=say)
+    if curve.reason in ("diverged", "error"):
+        raise DldwError(f"training with {spec.label} failed, so nothing was saved: {curve.error}")
+    part = out.with_name(out.name + ".part")
+    try:
+        save_model(model, str(part), metadata={"task": target, "method": spec.label, "seed": str(seed)})
+        part.replace(out)
+    except Exception as error:  # safetensors raises its own kind, which derives from Exception alone
+        part.unlink(missing_ok=True)
+        raise DldwError(f"weights cannot be saved as {out}: {error}. Make room or choose another place.") from error
+    plain(console, f"Weights: {out}")

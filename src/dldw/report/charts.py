@@ -15,6 +15,7 @@ from typing import Any
 
 import altair as alt
 import numpy as np
+from altair.utils.schemapi import debug_mode
 
 from dldw.report.data import (
     Growth,
@@ -32,6 +33,7 @@ from dldw.report.data import (
     list_of,
     number,
     percent,
+    power,
     ratio,
     significant,
     size,
@@ -54,6 +56,11 @@ SLOTS = {
     "untrained": 8,
 }
 """The colour a method has in every report; others, and a second variant of the same, take what is free."""
+
+
+COUNT = "replace(format(datum.value, '~s'), 'G', 'B')"
+SMALL = "format(datum.value, datum.value < 1e-3 ? '.0e' : '~g')"
+SHARE = "format(datum.value, datum.value < 1e-4 ? '.0e' : '~%')"
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ class Chart:
         choices: Groups of options, as (name, options); empty when there is one specification.
         wide: Whether it takes the whole width of the page.
         square: Whether its height follows its width.
+        step: Height of one method's row, where the methods are rows.
     """
 
     id: str
@@ -121,11 +129,13 @@ class Chart:
     choices: list[tuple[str, list[str]]] = field(default_factory=list)
     wide: bool = False
     square: bool = False
+    step: int = 0
 
 
 def charts(results: Results) -> list[Chart]:
     """Every chart that these results have rows for, in the order of the page."""
-    made = [make(results) for make in CHARTS]
+    with debug_mode(False):  # the schema is checked in the tests; here it would take most of the time
+        made = [make(results) for make in CHARTS]
     return [chart for chart in made if chart is not None]
 
 
@@ -176,21 +186,35 @@ class Kit:
         """Full for the method pointed at, faint for the others."""
         return alt.condition("focus == '' || focus == datum.method", alt.value(value), alt.value(value * 0.12))
 
-    def finish(self, layers: Sequence[Any], height: int | Any = 320) -> dict[str, Any]:
+    def finish(self, layers: Sequence[Any], height: int = 320) -> dict[str, Any]:
         """One specification of these layers, filtered by what the reader left on."""
         chart = alt.layer(*layers, data=alt.NamedData("rows")).properties(width="container", height=height)
         chart = chart.transform_filter("!isValid(datum.method) || indexof(shown, datum.method) >= 0")
-        spec: dict[str, Any] = chart.add_params(*self.parameters()).to_dict()
+        spec: dict[str, Any] = chart.add_params(*self.parameters()).to_dict(validate=False)
         spec.pop("config", None)
-        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
         return spec
 
 
-def _log_axis(title: str, **more: Any) -> Any:
-    return alt.Axis(title=title, format="~s", labelExpr=LOG_LABEL, tickCount=6, **more)
+def _log_axis(title: str, values: Sequence[float], label: str = COUNT) -> Any:
+    """An axis with a label at every power of ten, and at 2 and 5 times one where the values span little."""
+    known = [v for v in values if v > 0]
+    narrow = bool(known) and max(known) < 200 * min(known)
+    power_of_ten = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 1e-6"
+    first = "substring(format(datum.value, '.0e'), 0, 1)"
+    labelled = f"indexof(['1', '2', '5'], {first}) >= 0" if narrow else power_of_ten
+    return alt.Axis(
+        title=title,
+        tickCount=8,
+        labelExpr=f"{labelled} ? {label} : ''",
+        gridOpacity=alt.condition(power_of_ten, alt.value(1), alt.value(0.4 if narrow else 0)),
+    )
 
 
-LOG_LABEL = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 1e-6 ? replace(format(datum.value, '~s'), 'G', 'B') : ''"
+def _weights_axis(rows: Iterable[Row]) -> Any:
+    """An axis labelled at the sizes of network that were looked at."""
+    sizes = sorted({row["weights"] for row in rows})
+    axis = alt.Axis(title="number of weights", values=sizes, labelExpr="replace(format(datum.value, '.2~s'), 'G', 'B')")
+    return alt.X("weights:Q", scale=alt.Scale(type="log", nice=False, padding=18), axis=axis)
 
 
 def _rounded(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
@@ -229,11 +253,13 @@ def learning_curves(results: Results) -> Chart | None:
         for metric in metrics:
             target = record["target"] if record is not None and record["metric"] == metric else None
             for axis in AXES:
-                specs[f"{task}/{metric}/{axis}"] = _curve_spec(kit, task, metric, axis, target)
+                specs[f"{task}/{metric}/{axis}"] = _curve_spec(
+                    kit, task, metric, axis, target, [r[axis] for r in rows if r["task"] == task]
+                )
     return Chart(
         "curves",
         "Learning, by what it costs",
-        _curve_sentence(results),
+        _curve_sentence(results, rows),
         "Line: median over seeds. Band: from the lowest to the highest seed. Dashed rule: the target. A forward-pass equivalent "
         "is one forward pass over a batch; a backward pass counts as two.",
         {"rows": rows},
@@ -280,12 +306,14 @@ def _curve_rows(results: Results, kit: Kit) -> tuple[list[Row], list[str]]:
     return _rounded(rows), metrics
 
 
-def _curve_spec(kit: Kit, task: str, metric: str, axis: str, target: float | None) -> dict[str, Any]:
+def _curve_spec(
+    kit: Kit, task: str, metric: str, axis: str, target: float | None, reach: list[float]
+) -> dict[str, Any]:
     here = f"datum.task == '{task}' && isValid(datum['{metric}'])"
     base = alt.Chart().transform_filter(f"{here} && datum.step > 0")
-    x = alt.X(f"{axis}:Q", scale=alt.Scale(type="log", nice=False), axis=_log_axis(AXES[axis]))
+    x = alt.X(f"{axis}:Q", scale=alt.Scale(type="log", nice=False), axis=_log_axis(AXES[axis], reach))
     shown = ".0%" if metric == "accuracy" else "~g"
-    scale = alt.Scale(zero=False, nice=True) if metric == "accuracy" else alt.Scale(type="log", nice=True)
+    scale = alt.Scale(zero=False, nice=True)
     y_axis = alt.Axis(title=METRICS[metric], format=shown, tickCount=6)
     y = alt.Y(f"{metric}:Q", scale=scale, axis=y_axis)
     tooltip = [
@@ -328,24 +356,27 @@ def _curve_spec(kit: Kit, task: str, metric: str, axis: str, target: float | Non
     return kit.finish(layers, 380)
 
 
-def _curve_sentence(results: Results) -> str:
-    task = results.task
+def _curve_sentence(results: Results, rows: list[Row]) -> str:
+    task, base = results.task, results.backprop
     assert task is not None
-    best = []
-    for label in results.labels:
-        values = [e["metric"] for e in ends_of(results, label) if e["metric"] is not None]
-        if values:
-            best.append((float(np.median(values)), label))
-    if not best:
-        return f"Training on {task['task']} has begun; no run has ended yet."
-    best.sort(reverse=task["maximise"])
-    show: Callable[[float], str] = (lambda v: percent(v, 1)) if task["metric"] == "accuracy" else number
-    (first, leader), (last, trailer) = best[0], best[-1]
-    text = f"At the end of its budget {leader} stands at {show(first)}"
-    nudge = next((v for v, m in best if m == results.nudge), None)
-    if nudge is not None and leader != results.nudge:
-        text += f", the one-weight method at {show(nudge)}"
-    return text + (f"; {trailer} ends last with {show(last)}." if trailer not in (leader, results.nudge) else ".")
+    metric = task["metric"]
+    show: Callable[[float], str] = (lambda v: percent(v, 1)) if metric == "accuracy" else number
+    own = {m: [r for r in rows if r["method"] == m and r["task"] == task["task"] and metric in r] for m in results.labels}
+    reach = Reach.of(ends_of(results, base)).median()
+    if base is not None and math.isfinite(reach):
+        others = [m for m in (results.nudge, *results.forwards_only) if m and own[m]]
+        then = {m: max((r for r in own[m] if r["forwards"] <= reach), key=lambda r: r["step"], default=None) for m in others}
+        known = [f"{m} at {show(row[metric])}" for m, row in then.items() if row is not None]
+        known[:1] = [k.replace(" at ", " is at ", 1) for k in known[:1]]
+        goal = percent(task["target"]) if metric == "accuracy" else number(task["target"])
+        text = f"By the time back-propagation is at {goal}, after {number(reach)} forward-pass equivalents"
+        if known:
+            return f"{text}, {list_of(known[:4])}."
+    last = sorted((rows[-1][metric], m) for m, rows in own.items() if rows)
+    if not last:
+        return f"Training on {task['task']} has begun; no figure of it is in yet."
+    (low, worst), (high, best) = (last[0], last[-1]) if task["maximise"] else (last[-1], last[0])
+    return f"At the end of its budget {best} stands at {show(high)}, and {worst}, the last, at {show(low)}."
 
 
 def time_to_target(results: Results) -> Chart | None:
@@ -369,7 +400,7 @@ def time_to_target(results: Results) -> Chart | None:
                 {"axis": axis, "method": method, "x": x, "share": share, "of": len(ends), "last": i == len(steps) - 1}
                 for i, (x, share) in enumerate(steps)
             ]
-    specs = {f"{axis}": _target_spec(kit, axis) for axis in ("forwards", "seconds")}
+    specs = {axis: _target_spec(kit, axis, [r["x"] for r in rows if r["axis"] == axis]) for axis in ("forwards", "seconds")}
     fast = sorted((Reach.of(ends).median(), m) for m, ends in reaches.items())
     solved = [(v, m) for v, m in fast if math.isfinite(v)]
     never = [m for m, ends in reaches.items() if not Reach.of(ends).reached]
@@ -400,9 +431,9 @@ def _seconds(results: Results, end: Any) -> float:
     return max(last, default=0.0)
 
 
-def _target_spec(kit: Kit, axis: str) -> dict[str, Any]:
+def _target_spec(kit: Kit, axis: str, reach: list[float]) -> dict[str, Any]:
     base = alt.Chart().transform_filter(f"datum.axis == '{axis}'")
-    x = alt.X("x:Q", scale=alt.Scale(type="log", nice=False), axis=_log_axis(AXES[axis]))
+    x = alt.X("x:Q", scale=alt.Scale(type="log", nice=False), axis=_log_axis(AXES[axis], reach))
     y = alt.Y(
         "share:Q",
         scale=alt.Scale(domain=[0, 1.02], nice=False),
@@ -450,7 +481,7 @@ def step_cost(results: Results) -> Chart | None:
     wide_range = max(values) > 25 * min(values)
     scale = alt.Scale(type="log", nice=False) if wide_range else alt.Scale(zero=True)
     title = "× two bare forwards"
-    axis = _log_axis(title) if wide_range else alt.Axis(title=title, tickCount=5)
+    axis = _log_axis(title, values) if wide_range else alt.Axis(title=title, tickCount=5)
     y = _methods_axis([r["method"] for r in sorted(rows, key=lambda r: r["time"])])
     base = alt.Chart()
     tooltip = [
@@ -487,11 +518,12 @@ def step_cost(results: Results) -> Chart | None:
         text = f"The cheapest step is that of {cheap['method']}, {times(cheap['time'])} the time of two bare forwards."
     return Chart(
         "cost",
-        "What one step costs",
+        "Time and operations",
         text,
         "Bar: time, measured alone and in turns with bare forwards (line: middle half). Diamond: floating-point operations. Tick: what the method's card says.",
         {"rows": _rounded(rows)},
-        {"": kit.finish(layers, alt.Step(30))},
+        {"": kit.finish(layers)},
+        step=30,
     )
 
 
@@ -516,7 +548,7 @@ def memory(results: Results) -> Chart | None:
     spread = top > 40 * max(1, min(c["peak_bytes"] for c in costs))
     scale = alt.Scale(type="log", nice=False, domainMin=max(0.5 * floor / divisor, 1e-6)) if spread else alt.Scale(zero=True)
     title = f"peak above the loaded model, {unit}"
-    axis = _log_axis(title) if spread else alt.Axis(title=title, tickCount=5, format="~g")
+    axis = _log_axis(title, [r["peak"] for r in rows]) if spread else alt.Axis(title=title, tickCount=5, format="~g")
     y = _methods_axis([r["method"] for r in sorted(rows, key=lambda r: r["peak"])])
     tooltip = [alt.Tooltip("method:N"), alt.Tooltip("size:N", title="peak in a step")]
     base = alt.Chart()
@@ -538,11 +570,12 @@ def memory(results: Results) -> Chart | None:
         text += f"; back-propagation {size(exact['peak_bytes'])}"
     return Chart(
         "memory",
-        "Memory of one step",
+        "Memory",
         text + f". One bare forward takes {size(floor)}.",
         "Bar: the allocator's peak above the loaded model. Dashed rule: one bare forward without a gradient.",
         {"rows": _rounded(rows)},
-        {"": kit.finish(layers, alt.Step(30))},
+        {"": kit.finish(layers)},
+        step=30,
     )
 
 
@@ -569,10 +602,11 @@ def cosine(results: Results) -> Chart | None:
         row["variance"] = float(np.median(variance)) if variance else None
         row["draws"] = sum(e["draws"] for e in found)
         rows.append(row)
-    x = alt.X("weights:Q", scale=alt.Scale(type="log", nice=False, padding=18), axis=_log_axis("number of weights"))
+    x = _weights_axis(rows)
     positive = all(r["cosine"] > 0 for r in rows)
     y_scale = alt.Scale(type="log", nice=True) if positive else alt.Scale(nice=True)
-    y_axis = alt.Axis(title="cosine to the exact gradient", format="~g", tickCount=4)
+    y_title = "cosine to the exact gradient"
+    y_axis = _log_axis(y_title, [r["low"] for r in rows], SMALL) if positive else alt.Axis(title=y_title, tickCount=5)
     y = alt.Y("cosine:Q", scale=y_scale, axis=y_axis)
     tooltip = [
         alt.Tooltip("method:N"),
@@ -617,7 +651,7 @@ def _cosine_sentence(results: Results, rows: list[Row]) -> str:
     )
     growth = growth_of_noise(results, label)
     if growth is not None:
-        text += f": its noise, 1/cosine², grows like d to the power {growth.exponent.value:.2f}, where theory says 1"
+        text += f": its noise, 1/cosine², grows like {power(growth.exponent.value)}, where theory says d¹"
     return text + "."
 
 
@@ -641,7 +675,8 @@ def quotient(results: Results) -> Chart | None:
     least = 0.5 * min([v for r in rows for v in (r["low"], r["error"]) if v > 0] or [1e-6])
     for row in rows:
         row["low"], row["error"] = max(row["low"], least), max(row["error"], least)
-    x = alt.X("dw:Q", scale=alt.Scale(type="log", nice=False, padding=12), axis=alt.Axis(title="size of the nudge |dw|", format="~g", tickCount=5, labelExpr=SMALL_LABEL))
+    x_axis = _log_axis("size of the nudge |dw|", [r["dw"] for r in rows], SMALL)
+    x = alt.X("dw:Q", scale=alt.Scale(type="log", nice=False, padding=12), axis=x_axis)
     tooltip = [
         alt.Tooltip("dw:Q", format=".2~g"),
         alt.Tooltip("error:Q", format=".2%", title="relative error"),
@@ -654,7 +689,8 @@ def quotient(results: Results) -> Chart | None:
     specs = {}
     for name, key, title in (("error", "error", "relative error of ΔL/dw"), ("wrong sign", "wrong sign", "weights with the wrong sign")):
         scale = alt.Scale(type="log", nice=True) if key == "error" else alt.Scale(zero=True, nice=True)
-        axis = alt.Axis(title=title, format="~%", tickCount=5, labelExpr=SHARE_LABEL) if key == "error" else alt.Axis(title=title, format="~%", tickCount=5)
+        errors = [v for r in rows for v in (r["low"], r["high"])]
+        axis = _log_axis(title, errors, SHARE) if key == "error" else alt.Axis(title=title, format="~%", tickCount=5)
         y = alt.Y(f"{key}:Q", scale=scale, axis=axis)
         line = base.mark_line(strokeWidth=2, color=alt.expr("ink")).encode(x=x, y=y)
         dots = base.mark_point(filled=True, size=70, color=alt.expr("ink"), opacity=1).encode(x=x, y=y, tooltip=tooltip)
@@ -676,9 +712,6 @@ def quotient(results: Results) -> Chart | None:
         [("show", ["error", "wrong sign"])],
     )
 
-
-SMALL_LABEL = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 1e-6 ? format(datum.value, datum.value < 1e-3 ? '.0e' : '~g') : ''"
-SHARE_LABEL = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 1e-6 ? format(datum.value, datum.value < 1e-4 ? '.0e' : '~%') : ''"
 
 
 def _tiny_percent(share: float) -> str:
@@ -712,9 +745,9 @@ def growth(results: Results) -> Chart | None:
             rows.append(row)
     if not rows:
         return None
-    x = alt.X("weights:Q", scale=alt.Scale(type="log", nice=False, padding=18), axis=_log_axis("number of weights"))
+    x = _weights_axis(rows)
     y_scale = alt.Scale(type="log", nice=True)
-    y_axis = alt.Axis(title="forwards to target ÷ backprop’s", format="~s", tickCount=4)
+    y_axis = _log_axis("forwards to target ÷ backprop’s", [1.0, *(r["ratio"] for r in rows)])
     y = alt.Y("ratio:Q", scale=y_scale, axis=y_axis)
     tooltip = [
         alt.Tooltip("method:N"),
@@ -747,7 +780,7 @@ def growth(results: Results) -> Chart | None:
     if fits:
         label = results.nudge if results.nudge in fits else next(iter(fits))
         exponent = fits[label].exponent
-        text = f"The extra work of {label} grows like d to the power {exponent.value:.2f} ({between(exponent)})."
+        text = f"The extra work of {label} grows like {power(exponent.value)} (exponent: {between(exponent, lambda v: f'{v:.2f}')})."
     else:
         bounds = sum(r["bound"] != "measured" for r in rows)
         text = f"Too few sizes were solved for a fitted power: {bounds} of {len(rows)} points are only bounds."
@@ -804,7 +837,7 @@ def failures(results: Results) -> Chart | None:
     base = alt.Chart()
     layers = [
         base.mark_rect(stroke=alt.expr("paper"), strokeWidth=2, cornerRadius=4).encode(
-            x=x, y=y, color=alt.Color("share:Q", legend=None, scale=alt.Scale(domain=[0, 1], range="ramp")), opacity=kit.opacity(), tooltip=tooltip
+            x=x, y=y, color=alt.Color("share:Q", legend=None, scale=alt.Scale(domain=[0, 1], range="ramp", interpolate="rgb")), opacity=kit.opacity(), tooltip=tooltip
         ),
         base.mark_text(fontSize=11, color=alt.expr("datum.share > 0.5 ? paper : ink")).encode(x=x, y=y, text="text:N", opacity=kit.opacity()),
     ]
@@ -826,10 +859,10 @@ def failures(results: Results) -> Chart | None:
         "failures",
         "Where training fails",
         text,
-        "In each cell: runs that missed the target within the budget, of all runs. Darker, or in the dark brighter, means more failures.",
+        "In each cell: runs that missed the target within the budget, of all runs. The stronger the colour, the more.",
         {"rows": _rounded(rows)},
-        {"": kit.finish(layers, alt.Step(34))},
-        wide=True,
+        {"": kit.finish(layers)},
+        step=46,
     )
 
 
@@ -844,16 +877,7 @@ def landscape(results: Results) -> Chart | None:
         return None
     xs, ys = np.asarray(found["x"], dtype=float), np.asarray(found["y"], dtype=float)
     loss = np.array([[math.nan if v is None else v for v in line] for line in found["loss"]], dtype=float)
-    fine_x, fine_y, fine = _refine(xs, ys, loss, 60)
-    step_x, step_y = fine_x[1] - fine_x[0], fine_y[1] - fine_y[0]
-    levels = np.unique(np.quantile(fine[np.isfinite(fine)], np.linspace(0, 1, 13)[1:-1]))
-    cells = [
-        {"x": x - step_x / 2, "x2": x + step_x / 2, "y": y - step_y / 2, "y2": y + step_y / 2, "level": int(np.searchsorted(levels, value)), "loss": value}
-        for y, line in zip(fine_y, fine, strict=True)
-        for x, value in zip(fine_x, line, strict=True)
-        if math.isfinite(value)
-    ]
-    cells = [{k: significant(v, 4) if isinstance(v, float) else v for k, v in c.items()} for c in cells]
+    cells = _bands(xs, ys, loss)
     rows, ends = [], {}
     for p in results.paths:
         if p["task"] != found["task"]:
@@ -880,9 +904,9 @@ def landscape(results: Results) -> Chart | None:
         x2="x2:Q",
         y=y,
         y2="y2:Q",
-        color=alt.Color("level:Q", legend=None, scale=alt.Scale(domain=[0, len(levels)], range="heatmap")),
-        stroke=alt.Stroke("level:Q", legend=None, scale=alt.Scale(domain=[0, len(levels)], range="heatmap")),
-        tooltip=[alt.Tooltip("loss:Q", format=".4~g")],
+        color=alt.Color("level:Q", legend=None, scale=alt.Scale(domain=[0, 11], range="heatmap", interpolate="rgb")),
+        stroke=alt.Stroke("level:Q", legend=None, scale=alt.Scale(domain=[0, 11], range="heatmap", interpolate="rgb")),
+        tooltip=[alt.Tooltip("low:Q", format=".3~g", title="loss from"), alt.Tooltip("high:Q", format=".3~g", title="to")],
     )
     base = alt.Chart()
     line: dict[str, Any] = {"x": x, "y": y, "order": alt.Order("order:Q"), "detail": "method:N"}
@@ -916,11 +940,26 @@ def landscape(results: Results) -> Chart | None:
     )
 
 
-def _refine(xs: Any, ys: Any, loss: Any, cells: int) -> tuple[Any, Any, Any]:
-    """The grid made fine enough, by linear interpolation, for its bands to have smooth edges."""
-    fine_x, fine_y = np.linspace(xs.min(), xs.max(), cells), np.linspace(ys.min(), ys.max(), cells)
-    rows = np.array([np.interp(fine_x, xs, line) for line in loss])
-    return fine_x, fine_y, np.array([np.interp(fine_y, ys, column) for column in rows.T]).T
+def _bands(xs: Any, ys: Any, loss: Any, fine: int = 150, count: int = 12) -> list[Row]:
+    """The landscape as stripes of equal level: the grid made finer by linear interpolation, runs of one level joined."""
+    fine_x, fine_y = np.linspace(xs.min(), xs.max(), 2 * fine), np.linspace(ys.min(), ys.max(), fine)
+    lines = np.array([np.interp(fine_x, xs, line) for line in loss])
+    surface = np.array([np.interp(fine_y, ys, column) for column in lines.T]).T
+    if not np.isfinite(surface).any():
+        return []
+    edges = np.quantile(surface[np.isfinite(surface)], np.linspace(0, 1, count + 1))
+    levels = np.where(np.isfinite(surface), np.searchsorted(edges[1:-1], surface), -1)
+    half_x, half_y = (fine_x[1] - fine_x[0]) / 2, (fine_y[1] - fine_y[0]) / 2
+    cells = []
+    for y, line in zip(fine_y, levels, strict=True):
+        starts = [0, *(np.flatnonzero(np.diff(line)) + 1).tolist()]
+        for start, stop in zip(starts, [*starts[1:], len(line)], strict=True):
+            level = int(line[start])
+            if level >= 0:
+                x, x2 = fine_x[start] - half_x, fine_x[stop - 1] + half_x
+                cell = {"x": x, "x2": x2, "y": y - half_y, "y2": y + half_y, "low": edges[level], "high": edges[level + 1]}
+                cells.append({k: significant(float(v), 4) for k, v in cell.items()} | {"level": level})
+    return cells
 
 
 def _short(name: str) -> str:
@@ -985,7 +1024,8 @@ def tuning(results: Results) -> Chart | None:
         text + (f"; {lost} trials diverged." if lost else "; no trial diverged."),
         "One tick per trial, on the validation split; the large symbol is the trial whose settings were used.",
         {"rows": _rounded(rows)},
-        {"": kit.finish(layers, alt.Step(30))},
+        {"": kit.finish(layers)},
+        step=30,
         wide=True,
     )
 

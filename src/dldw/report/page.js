@@ -49,10 +49,14 @@
   async function draw(chart) {
     const plot = document.querySelector("#" + CSS.escape(chart.id) + " .plot");
     const spec = themed(chart.specs[key(chart)]);
-    spec.datasets = chart.rows;
+    spec.datasets = { ...spec.datasets, ...chart.rows };
     const values = { shown: [...shown], ink: style("--ink"), paper: style("--card") };
     for (const param of spec.params) if (param.name in values) param.value = values[param.name];
     if (chart.square) spec.height = Math.round(Math.min(520, Math.max(260, plot.clientWidth * 0.8)));
+    if (chart.step) {
+      const methods = new Set(chart.rows.rows.map((row) => row.method).filter((method) => shown.has(method)));
+      spec.height = chart.step * Math.max(1, methods.size);
+    }
     if (views[chart.id]) views[chart.id].finalize();
     const result = await vegaEmbed(plot, spec, {
       actions: false, renderer: "svg", config: config(), tooltip: { theme: root.dataset.theme },
@@ -71,7 +75,7 @@
   function filter() {
     for (const chip of chips) chip.setAttribute("aria-pressed", shown.has(chip.dataset.method));
     for (const row of document.querySelectorAll("tr[data-method]")) row.hidden = !shown.has(row.dataset.method);
-    return signal("shown", [...shown]);
+    return Promise.all([signal("shown", [...shown]), ...charts.filter((chart) => chart.step).map(draw)]);
   }
 
   function only(method) {

@@ -116,6 +116,7 @@ def _plain(chart: Chart) -> dict[str, Any]:
         "choices": [{"name": name, "options": options} for name, options in chart.choices],
         "rows": chart.rows,
         "square": chart.square,
+        "step": chart.step,
     }
 
 

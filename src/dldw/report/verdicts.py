@@ -23,6 +23,7 @@ from dldw.report.data import (
     list_of,
     number,
     percent,
+    power,
     ratio,
     significant,
     size,
@@ -118,7 +119,7 @@ def scaling(results: Results) -> Verdict:
             flat = growth.exponent.known and growth.exponent.low <= 0 and growth.exponent.high < NO_GROWTH
             meaning = (
                 f"The target was not reached at enough sizes, so the estimate speaks for it: the noise of "
-                f"{label}, 1/cosine², grows like d to the power {number(growth.exponent.value)}; theory says 1."
+                f"{label}, 1/cosine², grows like {power(growth.exponent.value)}; theory says d¹."
             )
             return _power(claim, rule, "does not hold" if flat else "holds partly", growth, meaning)
     return _not_shown(claim, rule, "Fewer than three sizes of network were trained or probed.")
@@ -141,7 +142,7 @@ def passes(results: Results) -> Verdict:
     ruling: Ruling = "does not hold" if not as_said else "holds" if cheaper else "holds partly"
     meaning = (
         f"By passes: one forward and one backward against two forwards. By cost: the back-propagation step takes "
-        f"{times(base['time_ratio'])} the time of two bare forwards and {number(base['forwards_measured'])} forwards' "
+        f"{times(base['time_ratio'])} the time of two bare forwards and {number(base['forwards_measured'])} forwards’ "
         f"worth of floating-point operations; the one-weight step takes {times(own['time_ratio'])} and "
         f"{number(own['forwards_measured'])}. The backward pass is not free."
     )
@@ -189,8 +190,8 @@ def noise(results: Results) -> Verdict:
         ruling = "not shown in this run"
     text = "; ".join(facts)
     if failures is not None:
-        figure, interval = f"{percent(failures[1])} failed, {percent(failures[2])} with backprop", failures[0]
-        spread = f"difference: {between(interval, percent)}"
+        figure = f"{percent(failures[1])} against {percent(failures[2])}"
+        spread = f"of runs failed; difference: {between(failures[0], percent)}"
     elif cosine is not None:
         figure, spread = f"cosine {number(cosine.value)}", between(cosine)
     else:
@@ -353,14 +354,18 @@ def _not_shown(claim: str, rule: str, why: str) -> Verdict:
 
 
 def _power(claim: str, rule: str, ruling: Ruling, growth: Growth, meaning: str) -> Verdict:
-    return Verdict(claim, ruling, f"d^{growth.exponent.value:.2f}", f"exponent: {between(growth.exponent)}", meaning, rule)
+    return Verdict(claim, ruling, power(growth.exponent.value), f"exponent: {between(growth.exponent, _hundredths)}", meaning, rule)
+
+
+def _hundredths(x: float) -> str:
+    return f"{x:.2f}".replace("-", "−")
 
 
 def _growing(growth: Growth) -> str:
     first, last = growth.solved[0], growth.solved[-1]
     return (
         f"{times(growth.points[first].value)} the work of back-propagation at {number(first)} weights and "
-        f"{times(growth.points[last].value)} at {number(last)}, a growth like d to the power {growth.exponent.value:.2f}"
+        f"{times(growth.points[last].value)} at {number(last)}, a growth like {power(growth.exponent.value)}"
     )
 
 

@@ -41,7 +41,8 @@ class World:
         ratio: Time of a step over two bare forwards.
         operations: Floating-point operations of a step in forwards.
         peak: Allocator peak of a step in bytes.
-        cosine: Of one estimate at 2,410 weights; falls like the square root of their number.
+        cosine: Of one estimate at 2,410 weights.
+        cosine_power: The power of the number of weights with which it falls.
         quotient: Relative error at the largest nudge.
         rate_window: The learning rates, as factors of the tuned one, at which a method trains.
         step_score: Accuracy on step-digits.
@@ -97,6 +98,7 @@ class World:
         }
     )
     cosine: dict[str, float] = field(default_factory=lambda: {NUDGE: 0.0135, "spsa": 0.0163, "evolution-strategy": 0.12, "forward-gradient": 0.0163})
+    cosine_power: float = 0.5
     quotient: float = 0.08
     rate_window: dict[str, tuple[float, float]] = field(default_factory=lambda: {BACKPROP: (0.1, 4.0), "spsa": (0.3, 1.5)})
     step_score: dict[str, float] = field(default_factory=lambda: {BACKPROP: 0.82, NUDGE: 0.86, "spsa": 0.89, "evolution-strategy": 0.91})
@@ -150,7 +152,7 @@ def made_up(world: World | None = None, *, without: Iterable[str] = (), studies:
         for label in (BACKPROP, *w.growth):
             for width, d in WEIGHTS.items():
                 for seed in range(w.seeds):
-                    need = w.work[label] * noise[seed, label] * (d / 2410) ** w.growth.get(label, 0.0)
+                    need = w.work[label] * noise[seed, label] * float(np.exp(w.spread * random.standard_normal())) * (d / 2410) ** w.growth.get(label, 0.0)
                     records += _run(w, claims, "width", "digits", label, seed, width, 1.0, need)[-1:]
     if "learning-rate" in studies:
         for label in (BACKPROP, NUDGE, "spsa", "evolution-strategy", "forward-gradient"):
@@ -255,7 +257,7 @@ def _estimates(w: World) -> list[Record]:
     for label, at_home in w.cosine.items():
         for width, d in WEIGHTS.items():
             for seed in range(w.seeds):
-                value = min(1.0, at_home * math.sqrt(2410 / d) * (1 + 0.02 * (seed % 3)))
+                value = min(1.0, at_home * (2410 / d) ** w.cosine_power * (1 + 0.02 * (seed % 3)))
                 theory = {NUDGE: d - 1.0, "spsa": d - 1.0, "forward-gradient": d + 1.0}.get(label)
                 records.append(
                     {"kind": "estimate", "task": "digits", "method": label, "seed": seed, "width": width, "weights": d, "draws": 200}

@@ -839,7 +839,7 @@ def failures(results: Results) -> Chart | None:
         base.mark_rect(stroke=alt.expr("paper"), strokeWidth=2, cornerRadius=4).encode(
             x=x, y=y, color=alt.Color("share:Q", legend=None, scale=alt.Scale(domain=[0, 1], range="ramp", interpolate="rgb")), opacity=kit.opacity(), tooltip=tooltip
         ),
-        base.mark_text(fontSize=11, color=alt.expr("datum.share > 0.5 ? paper : ink")).encode(x=x, y=y, text="text:N", opacity=kit.opacity()),
+        base.mark_text(fontSize=11, color=alt.expr("datum.share > (luminance(paper) > 0.5 ? 0.7 : 0.5) ? paper : ink")).encode(x=x, y=y, text="text:N", opacity=kit.opacity()),
     ]
     factors = len({r["factor"] for r in rows})
     shares = {
@@ -899,13 +899,12 @@ def landscape(results: Results) -> Chart | None:
         alt.Tooltip("x:Q", format=".3~g", title=names[0]),
         alt.Tooltip("y:Q", format=".3~g", title=names[1]),
     ]
-    ground = alt.Chart(alt.NamedData("cells")).mark_rect(clip=True, strokeWidth=0.6).encode(
+    ground = alt.Chart(alt.NamedData("cells")).mark_rect(clip=True).encode(
         x=x,
         x2="x2:Q",
         y=y,
         y2="y2:Q",
         color=alt.Color("level:Q", legend=None, scale=alt.Scale(domain=[0, 11], range="heatmap", interpolate="rgb")),
-        stroke=alt.Stroke("level:Q", legend=None, scale=alt.Scale(domain=[0, 11], range="heatmap", interpolate="rgb")),
         tooltip=[alt.Tooltip("low:Q", format=".3~g", title="loss from"), alt.Tooltip("high:Q", format=".3~g", title="to")],
     )
     base = alt.Chart()

@@ -22,8 +22,8 @@
       },
       axis: {
         labelColor: muted, titleColor: muted, gridColor: line, domainColor: line, tickColor: line,
-        labelFontSize: 11.5, titleFontSize: 12, titleFontWeight: 500, titlePadding: 8, labelPadding: 5,
-        labelLimit: narrow() ? 112 : 190, domain: false, ticks: false, labelOverlap: "greedy", labelSeparation: 8,
+        labelFontSize: narrow() ? 11 : 11.5, titleFontSize: 12, titleFontWeight: 500, titlePadding: 8, labelPadding: 5,
+        labelLimit: narrow() ? 126 : 190, domain: false, ticks: false, labelOverlap: "greedy", labelSeparation: 8,
       },
       axisY: { labelColor: ink, titleAnchor: "end", titleAngle: 0, titleAlign: "left", titleX: 0, titleY: -14, grid: true },
       axisX: { grid: false, labelFlush: false },

@@ -65,10 +65,10 @@ _NUDGES = tuple(10.0 ** (-4 + i / 2) for i in range(9))
 
 BUDGETS = {
     "default": Budget(
-        "default", forwards=100_000, companion_forwards=60_000, companion_seeds=3,
-        widths=_WIDTHS, width_forwards=150_000, width_seeds=3,
-        factors=_FACTORS, factor_forwards=20_000, factor_seeds=3,
-        draws=200, estimate_seeds=3, nudges=_NUDGES, nudged_weights=400, grid=41, path_forwards=200,
+        "default", forwards=30_000, companion_forwards=30_000, companion_seeds=3,
+        widths=_WIDTHS, width_forwards=60_000, width_seeds=3,
+        factors=_FACTORS, factor_forwards=12_000, factor_seeds=3,
+        draws=200, estimate_seeds=3, nudges=_NUDGES, nudged_weights=400, grid=41, path_forwards=400,
         cost_seconds=1.0, tune_forwards=40_000,
     ),
     "full": Budget(
@@ -103,7 +103,7 @@ def parse_budget(text: str) -> Budget:
             unknown("budget", text, BUDGETS) + " A number gives the forward passes of each learning curve."
         ) from None
     if not 1 <= forwards < float("inf"):
-        raise DldwError(f"the budget must be at least 1 forward pass and finite, got {text}. The default is 100000.")
+        raise DldwError(f"the budget must be at least 1 forward pass and finite, got {text}. The default is 30000.")
     default = BUDGETS["default"]
     capped = {
         name: min(getattr(default, name), forwards)

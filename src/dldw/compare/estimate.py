@@ -20,6 +20,7 @@ from dldw.source import GradientSource
 from dldw.tasks.task import Task
 
 WARM_UP = 30
+BLOCKS = 10
 LONGEST = 60_000
 """Forwards that one item may take; a method whose step costs more gets fewer draws, and two at least."""
 
@@ -75,6 +76,7 @@ class Estimating(MethodItem):
         except RuntimeError as error:
             return [note(f"Estimates on {self.task} have no exact gradient to be compared with: {error}")]
         generator = torch.Generator().manual_seed(20_000 + self.seed)
+        untouched = generator.get_state()
         learner: Any = self.spec.method.build(model, task.loss, generator, **settings)
         source: GradientSource = learner.source
         weights = trainable(model).values()
@@ -82,7 +84,7 @@ class Estimating(MethodItem):
         draws = max(2, min(self.draws, int(LONGEST // forwards_per_step(self.spec, settings, d))))
         scale = _scale(self.spec, settings, d)
         norm = float(g.norm())
-        total, squares, cosines = torch.zeros_like(g), 0.0, []
+        blocks, squares, cosines = g.new_zeros(min(BLOCKS, draws), d), 0.0, []
         try:
             for i in range(draws):
                 model.zero_grad()
@@ -90,19 +92,17 @@ class Estimating(MethodItem):
                 estimate = torch.cat([_grad(p).flatten() for p in weights]).double() * scale
                 length = float(estimate.norm())
                 cosines.append(float(estimate @ g) / (length * norm) if length and norm else 0.0)
-                if i == 1 and torch.equal(total, estimate):  # a deterministic method: more draws say nothing more
-                    total, squares, draws = 2 * total, 2 * squares, 2
+                if torch.equal(generator.get_state(), untouched):  # nothing was drawn: the next one would be the same
+                    draws, blocks, squares = 1, estimate[None], length**2
                     break
-                total += estimate
+                blocks[i % len(blocks)] += estimate
                 squares += float(estimate.square().sum())
         except DldwError as error:
             return [note(f"The estimate of {self.label} could not be judged on {self.task}: {error}")]
-        mean = total / draws
-        variance = max(0.0, squares - draws * float(mean.square().sum())) / (draws - 1)
-        # |mean - g|² is bias² + variance/draws on average; what exceeds that by less than its own spread is no bias.
-        explained = variance / draws * (1 + 4 / math.sqrt(d))
-        bias = math.sqrt(max(0.0, float((mean - g).square().sum()) - explained))
-        cosine, low, high = mean_interval(cosines)
+        mean = blocks.sum(0) / draws
+        variance = max(0.0, squares - draws * float(mean.square().sum())) / max(1, draws - 1)
+        bias = _bias(blocks * (len(blocks) / draws) - g)
+        cosine, low, high = mean_interval(cosines) if draws > 1 else (cosines[0], cosines[0], cosines[0])
         sized = source.additive and norm > 0
         record: dict[str, Any] = {
             "kind": "estimate",
@@ -120,6 +120,19 @@ class Estimating(MethodItem):
             "theory_variance": theory_variance(self.spec, settings, d),
         }
         return [cast(Record, record)]
+
+
+def _bias(errors: Tensor) -> float:
+    """|E ghat - g| from the errors of independent means [k, d]; 0 where it may be 0 (95 %).
+
+    The product of two independent errors is |E ghat - g|² on average, however large their variance.
+    """
+    if len(errors) == 1:
+        return float(errors.norm())
+    products = errors @ errors.T
+    pairs = products[torch.triu_indices(len(errors), len(errors), 1).unbind()]
+    spread = 1.96 * float(pairs.std()) / math.sqrt(len(pairs)) if len(pairs) > 1 else 0.0
+    return math.sqrt(max(0.0, float(pairs.mean()) - spread))
 
 
 def theory_variance(spec: Spec, settings: dict[str, Any], d: int) -> float | None:

@@ -19,6 +19,8 @@ from dldw.errors import DldwError
 from dldw.tasks.task import Task
 
 TRAINED = 100
+NARROWER = 8
+"""The network is that much narrower than the task's own: in a wide one no two weights change the loss by much."""
 FIRST_STEP = 0.1
 """Length of each method's first step on average, over half the side of the map: all start at one pace."""
 
@@ -95,7 +97,8 @@ class Mapping2d(Item):
     def run(self) -> list[Record]:
         task = self.loaded()
         try:
-            model, batch = trained_point(task, 0, steps=TRAINED)
+            width = None if task.width is None else max(2, task.width // NARROWER)
+            model, batch = trained_point(task, 0, width, steps=TRAINED)
             at = _two_that_matter(task, model)
         except RuntimeError as error:
             return [note(f"There is no two-weight landscape of {self.task}: {error}")]
@@ -105,10 +108,13 @@ class Mapping2d(Item):
         x = torch.linspace(float(centre[0]) - reach, float(centre[0]) + reach, self.grid).tolist()
         y = torch.linspace(float(centre[1]) - reach, float(centre[1]) + reach, self.grid).tolist()
         loss = [[_loss_at(task, pair, batch, (a, b)) for a in x] for b in y]
-        start = (float(centre[0]) - 0.8 * reach, float(centre[1]) + 0.8 * reach)
+        far = 0.8 * reach
+        corners = [(float(centre[0]) + s * far, float(centre[1]) + t * far) for s in (-1, 1) for t in (-1, 1)]
+        start = max(corners, key=lambda corner: _loss_at(task, pair, batch, corner))
         drawn: dict[str, Any] = {
             "kind": "landscape",
             "task": self.task,
+            "width": width,
             "names": pair.names,
             "x": x,
             "y": y,
@@ -156,13 +162,13 @@ def _two_that_matter(task: Task, model: nn.Module, batches: int = 20) -> tuple[i
 
 
 def _reach(task: Task, pair: TwoWeights, batch: Any, centre: Tensor) -> float:
-    """Half a side of the map: far enough that the loss at its corners is more than twice that in the middle."""
+    """Half a side of the map: far enough that the loss rises to its corners, and not so far that it is flat there."""
     a, b = centre.tolist()
     middle = _loss_at(task, pair, batch, (a, b))
     reach = 0.5
-    while reach < 16:
+    while reach < 4:
         corners = [_loss_at(task, pair, batch, (a + s * reach, b + t * reach)) for s in (-1, 1) for t in (-1, 1)]
-        if sum(corners) / 4 > 2 * middle + 0.5:
+        if sum(corners) / 4 > 1.6 * middle:
             break
         reach *= 1.5
     return reach

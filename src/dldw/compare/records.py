@@ -137,8 +137,8 @@ class Estimate(TypedDict):
     cosine: float  # mean over draws
     cosine_low: float  # 95 % interval of the mean
     cosine_high: float
-    relative_variance: float | None  # E|ghat - E ghat|^2 / |g|^2, sums over draws
-    relative_bias: float | None  # |mean(ghat) - g| / |g|, less what the variance alone explains
+    relative_variance: float | None  # E|ghat - E ghat|^2 / |g|^2; single weights scaled by d/k, so that E ghat = g
+    relative_bias: float | None  # |E ghat - g| / |g|, as far as the draws show it: 0 where it may be 0 (95 %)
     theory_variance: float | None  # closed form where the card's method has one: (d-1)/n, (d+1)/n, ...
 
 
@@ -160,6 +160,7 @@ class Landscape(TypedDict):
 
     kind: Literal["landscape"]
     task: str
+    width: int | None  # of the network they belong to: a narrow one, in which two weights matter
     names: list[str]  # of the two weights
     x: list[float]
     y: list[float]
@@ -186,7 +187,9 @@ class Tuning(TypedDict):
     method: str
     trial: int
     settings: dict[str, Any]
-    score: float | None  # validation metric at the end of the trial's budget; null when it diverged
+    score: (
+        float | None
+    )  # mean validation metric over the trial's log-spaced evaluations (losses: -log10); null: diverged
     forwards: float
     seconds: float
     chosen: bool

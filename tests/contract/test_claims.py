@@ -134,7 +134,7 @@ def digits():
 SETTINGS = {
     "weight-perturbation": (1500, {"lr": 20.0}),
     "weight-perturbation[weights=3]": (600, {"lr": 20.0}),
-    "evolution-strategy": (40, {"lr": 2.0}),
+    "evolution-strategy": (150, {"lr": 2.0}),
 }
 
 

@@ -14,7 +14,8 @@ from torch import nn
 import dldw
 from dldw.directional import CenteredRanks, Directional, Mean, Standardised
 from dldw.directions import AllCoordinates, Gaussian, Rademacher, RandomCoordinates, Sphere
-from dldw.evaluate import Evaluator, Objective
+from dldw.evaluate import Evaluator
+from dldw.objective import Objective
 from dldw.slopes import Central, Jvp, OneSided, ScoreFunction
 from dldw.weights import Weights
 from tests.contract import checks, problems

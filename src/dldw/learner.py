@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dldw.errors import DldwError, NonFiniteLossError
-from dldw.evaluate import Evaluator, Mode, Objective
+from dldw.evaluate import Evaluator, Mode
+from dldw.objective import Objective
 from dldw.searcher import Searcher
 from dldw.source import Batch, GradientSource, Loss
 from dldw.weights import Weights

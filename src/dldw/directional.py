@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dldw.directions import Directions
-from dldw.evaluate import Evaluator, Mode, Objective
+from dldw.evaluate import Evaluator, Mode
+from dldw.objective import Objective
 from dldw.slopes import Measured, Slope
 from dldw.source import Batch, GradientSource, Loss
 

@@ -202,7 +202,7 @@ class Coordinates(Drawn):
 
     def stacked(self, weights: Weights, start: int, scales: list[list[float]]) -> Sequence[Tensor]:
         rows = len(scales[0])
-        at, steps = self.at[start : start + rows], torch.tensor(scales)
+        at, steps = self.at[start : start + rows], torch.tensor(scales, dtype=torch.float64)
         stacks: list[Tensor] = list(weights.tensors)
         for tensor in {tensor for tensor, _ in at}:
             p = weights.tensors[tensor]
@@ -224,7 +224,8 @@ class Coordinates(Drawn):
                 p.grad = torch.zeros_like(p)
         if self.count == 1:
             tensor, offset = self.at[0]
-            _entry(weights.tensors[tensor].grad, offset).add_(coefficients[0])
+            if (grad := weights.tensors[tensor].grad) is not None:
+                _entry(grad, offset).add_(coefficients[0])
             return
         tensors, offsets = np.array(self.at).T
         for i in np.unique(tensors).tolist():
@@ -235,9 +236,8 @@ class Coordinates(Drawn):
             _add(p, total.view(p.shape))
 
 
-def _entry(tensor: Tensor | None, offset: int) -> Tensor:
+def _entry(tensor: Tensor, offset: int) -> Tensor:
     """The entry at ``offset`` in logical order, a view."""
-    assert tensor is not None
     if tensor.is_contiguous():
         return tensor.view(-1).select(0, offset)
     return tensor[tuple(int(i) for i in np.unravel_index(offset, tensor.shape))]

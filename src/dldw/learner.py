@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dldw.errors import DldwError
-from dldw.evaluate import Evaluator, Mode, Objective
+from dldw.errors import DldwError, NonFiniteLossError
+from dldw.evaluate import Evaluator, Mode
+from dldw.objective import Objective
 from dldw.searcher import Searcher
 from dldw.source import Batch, GradientSource, Loss
 from dldw.weights import Weights
@@ -89,12 +90,14 @@ class Search:
         evaluate: ``auto``, ``sequential`` or ``batched``; see ``dldw.evaluate.Evaluator``.
 
     Raises:
-        DldwError: The model has no trainable weights, or (from ``step``) every candidate's loss is NaN or infinite.
+        DldwError: The model has no trainable weights, or (from ``step``) the loss does not depend on them, or every
+            candidate's loss is NaN or infinite.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, searcher: Searcher, *, evaluate: Mode = "auto") -> None:
         self.model, self.loss, self.searcher = model, loss, searcher
         self._evaluate = Evaluator(evaluate)
+        self._depends = False
         weights = Weights.of(model)
         weights.require_trainable()
         searcher.reset(weights.flat())
@@ -104,16 +107,25 @@ class Search:
         """One generation; returns the incumbent's loss on ``batch``, shape []."""
         weights = Weights.of(self.model)
         objective = Objective(self.model, self.loss, batch, weights)
-        candidates = self.searcher.ask()
+        candidates = self.searcher.waiting  # those of a step that an exception or Ctrl-C cut short
+        if candidates is None:
+            candidates = self.searcher.ask()
         losses = np.array(self._evaluate.losses(objective, _Rows(weights, candidates)))[:, 0]
-        incumbent = objective.plain()
+        try:
+            incumbent = objective.plain()
+        except NonFiniteLossError:
+            incumbent = np.inf
         losses = np.where(np.isfinite(losses), losses, np.inf)
+        if not self._depends:
+            if (losses == incumbent).all():
+                objective.require_dependence()
+            self._depends = True
+        self.searcher.tell(torch.from_numpy(losses).to(candidates.dtype))
         if not np.isfinite(losses).any():
             raise DldwError(
                 f"the loss of all {len(losses)} candidates is NaN or infinite, so none can be preferred. "
                 "Lower the searcher's sigma, or check the batch and the loss for NaN."
             )
-        self.searcher.tell(torch.from_numpy(losses).to(candidates.dtype))
         best = int(losses.argmin())
         if losses[best] < incumbent:
             incumbent = float(losses[best])

@@ -55,6 +55,11 @@ class Searcher(ABC):
             self.generator = torch.Generator(x0.device).manual_seed(torch.initial_seed())
         self._reset(self._start)
 
+    @property
+    def waiting(self) -> Tensor | None:
+        """The candidates that were asked for and still wait for their losses [n, d], if there are any."""
+        return self._asked
+
     def ask(self) -> Tensor:
         """The candidates to evaluate next [n, d].
 

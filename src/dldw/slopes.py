@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dldw.directions import Drawn
 from dldw.errors import DldwError
-from dldw.evaluate import Evaluator, Objective
+from dldw.evaluate import Evaluator
+from dldw.objective import Objective
 from dldw.weights import Weights
 
 

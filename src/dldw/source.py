@@ -85,7 +85,8 @@ class GradientSource(ABC):
         weights = Weights.of(model)
         if not weights.tensors:
             weights.require_trainable()
-        if torch.is_autocast_enabled(weights.device.type):
+        device = weights.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             raise DldwError(
                 f"{type(self).__name__} was called inside torch.autocast, which would round the perturbed weights (or the "
                 "backward pass) to low precision. Call it outside, and put the autocast context inside the loss function."

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
-from dldw.evaluate import Objective
+from dldw.objective import Objective
 from dldw.source import Batch, GradientSource, Loss
 
 

@@ -1,0 +1,246 @@
+"""The loss of one batch as a function of the weights: common random numbers, scratch buffers, the model left as it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
+
+from dldw.errors import DldwError, NonFiniteLossError
+from dldw.weights import Weights
+
+if TYPE_CHECKING:
+    from dldw.source import Batch, Loss
+
+
+class Objective:
+    """The loss of one batch as a function of the weights alone; callers turn gradients off or on.
+
+    Every evaluation starts from the same random state (dropout sees the same mask) and the same buffers. In the end the
+    model's buffers and the global random state are as one forward pass at the model's own weights leaves them.
+
+    Args:
+        model: The model whose weights are stood in for.
+        loss: ``loss(model, batch)``, a scalar or one value per example [B].
+        batch: Handed to ``loss`` as it is.
+        weights: The trainable weights of ``model``.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, batch: Batch, weights: Weights) -> None:
+        self.model, self.loss, self.batch, self.weights = model, loss, batch, weights
+        self._random = _RandomState(weights.device)
+        self._originals: list[Tensor] = []
+        self._scratch: list[Tensor] = []
+        self._updates_buffers = False
+        self.plain_loss: float | None = None
+        self._shape: torch.Size | None = None
+        self._dtype: torch.dtype | None = None
+
+    def at(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The loss as the user's function returns it, at these weights, without touching the model."""
+        self._random.rewind()
+        try:
+            if self.weights.buffers:
+                self._put_scratch_buffers()
+            self.weights.put(tensors)
+            return self._call()
+        finally:
+            self.weights.restore()
+            if self.weights.buffers:
+                self._restore_buffers()
+
+    def mean_at(self, tensors: Sequence[Tensor]) -> float:
+        """The mean loss at these weights."""
+        return self.mean(self.at(tensors), "at the perturbed weights")
+
+    def any_mean_at(self, tensors: Sequence[Tensor]) -> float:
+        """The mean loss at these weights, NaN and infinity included."""
+        return self._mean(self.at(tensors))
+
+    def plain(self) -> float:
+        """The mean loss at the model's own weights; buffers and the random state move on as in any forward pass."""
+        if self.plain_loss is None:
+            self._random.rewind()
+            self.plain_loss = self.mean(self._call(), "at the model's own weights")
+        return self.plain_loss
+
+    def with_graph(self) -> Tensor:
+        """The loss at the model's own weights as the user's function returns it, for autograd to follow."""
+        return self._call()
+
+    def jvp(self, tangents: Sequence[Tensor], *, plain: bool) -> tuple[float, float]:
+        """The mean loss at the model's own weights and its exact derivative along ``tangents``, by forward mode.
+
+        Args:
+            tangents: One tensor for each weight.
+            plain: Whether this pass is the one that updates the model's buffers.
+        """
+        self._random.rewind()
+        scratch = bool(self.weights.buffers) and not plain
+        with _forward_mode_kernels(self.model), forward_ad.dual_level():
+            try:
+                if scratch:
+                    self._put_scratch_buffers()
+                duals = zip(self.weights.tensors, tangents, strict=True)
+                self.weights.put([forward_ad.make_dual(p.detach(), t) for p, t in duals])
+                value = self._call()
+            finally:
+                self.weights.restore()
+                if scratch:
+                    self._restore_buffers()
+            self.check(value)
+            primal, tangent = forward_ad.unpack_dual(value)
+        if tangent is None:
+            raise DldwError(_INDEPENDENT.format(how="forward mode found no path from the weights to the loss"))
+        loss = self.mean(primal, "at the model's own weights")
+        if plain:
+            self.plain_loss = loss
+        return loss, self.mean(tangent, "in its derivative at the model's own weights")
+
+    def finish(self) -> None:
+        """Leaves the buffers as one plain forward pass would."""
+        if self._updates_buffers:
+            self.plain()
+
+    def mean(self, value: Tensor, where: str) -> float:
+        """The mean of a loss [] or [B] as a float, summed in float64."""
+        mean = self._mean(value)
+        if not math.isfinite(mean):
+            raise NonFiniteLossError(
+                f"the loss is {mean} {where}, so there is no slope to follow; .grad is as it was. "
+                "Lower the learning rate or sigma, clip the gradient, or check the batch for NaN."
+            )
+        return mean
+
+    def require_finite(self, losses: np.ndarray) -> None:
+        """Raises ``NonFiniteLossError`` unless all ``losses`` are finite."""
+        bad = losses[~np.isfinite(losses)]
+        if bad.size:
+            raise NonFiniteLossError(
+                f"the loss is {bad[0]} at {bad.size} of {losses.size} perturbed weights, so there is no slope to follow; "
+                ".grad is as it was. Lower sigma or the learning rate, or check the batch for NaN."
+            )
+
+    def _mean(self, value: Tensor) -> float:
+        if self._shape is None or getattr(value, "shape", None) != self._shape:
+            self.check(value)
+        count = value.numel()
+        if count <= 256:  # a short list is summed in float64 in less time than a reduction is launched
+            return sum(value.tolist()) / count if value.ndim else float(value.detach())
+        total: float = value.sum(dtype=torch.float64).item()
+        return total / count
+
+    def check(self, value: Tensor) -> None:
+        """Raises ``DldwError`` unless ``value`` is a scalar or [B]."""
+        if not isinstance(value, Tensor) or value.ndim > 1 or value.numel() == 0 or value.is_complex():
+            found = f"shape {list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise DldwError(
+                f"the loss must be a real scalar or one value per example [B], got {found}: its mean is what is minimised. "
+                "Reduce every other dimension in the loss function, e.g. losses.flatten(1).mean(1)."
+            )
+        if self._dtype is None:
+            self._shape = value.shape
+            self._dtype = value.dtype if value.is_floating_point() else torch.float32
+
+    def tensor(self, loss: float) -> Tensor:
+        """A mean loss as a detached scalar in the dtype and on the device of the loss."""
+        return torch.scalar_tensor(loss, dtype=self._dtype, device=self.weights.device)
+
+    def require_dependence(self) -> None:
+        """Raises ``DldwError`` when the loss is the same at unrelated weights too, of which a few are tried.
+
+        One would not do: the error rate of a small batch takes few values, and two of them are easily equal.
+        """
+        generator = torch.Generator(self.weights.device).manual_seed(0)
+        here = self.at(self.weights.tensors)
+        for _ in range(16):
+            other = [
+                torch.empty_like(p).normal_(generator=generator).mul_(1 + p.detach().abs().max())
+                for p in self.weights.tensors
+            ]
+            if not torch.equal(self.at(other), here):
+                return
+        raise DldwError(_INDEPENDENT.format(how="it is the same at unrelated weights"))
+
+    def signature(self) -> tuple[Any, ...]:
+        """What decides how much memory one evaluation takes: the model and the shapes in the batch."""
+        return id(self.model), *(t.shape for t in tree_leaves(self.batch) if isinstance(t, Tensor))
+
+    def rewind(self) -> None:
+        """Back to the random state every evaluation starts from."""
+        self._random.rewind()
+
+    def _call(self) -> Tensor:
+        try:
+            return self.loss(self.model, self.batch)
+        except RuntimeError as error:
+            elsewhere = {t.device for t in tree_leaves(self.batch) if isinstance(t, Tensor)} - {self.weights.device}
+            if elsewhere:
+                raise DldwError(
+                    f"the batch is on {', '.join(sorted(map(str, elsewhere)))} but the model is on {self.weights.device}. "
+                    "Move one to the other's device first, e.g. batch.to(device)."
+                ) from error
+            raise
+
+    def _put_scratch_buffers(self) -> None:
+        """Lets the next forward pass update copies, all starting from the same values."""
+        slots = self.weights.buffers
+        if not self._originals:
+            self._originals = [container[key] for container, key in slots]
+            self._scratch = [b.clone() for b in self._originals]
+        for (container, key), scratch in zip(slots, self._scratch, strict=True):
+            container[key] = scratch
+
+    def _restore_buffers(self) -> None:
+        for i, ((container, key), original) in enumerate(zip(self.weights.buffers, self._originals, strict=True)):
+            if container[key] is not self._scratch[i] or self._scratch[i]._version:
+                self._updates_buffers = True
+                self._scratch[i] = original.clone()
+            container[key] = original
+
+
+_INDEPENDENT = (
+    "the loss does not depend on the model's trainable weights: {how}. "
+    "Use the model that the loss function is given, not one it captured, and do not detach its output."
+)
+
+
+@contextmanager
+def _forward_mode_kernels(model: nn.Module) -> Iterator[None]:
+    """Inside, attention and recurrent layers run on kernels with a forward-mode rule; the fused ones have none."""
+    backends = torch.backends
+    fused = backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        backends.mha.set_fastpath_enabled(False)
+        stack.callback(backends.mha.set_fastpath_enabled, fused)
+        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            stack.enter_context(backends.mkldnn.flags(enabled=False))
+            stack.enter_context(backends.cudnn.flags(enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
+
+class _RandomState:
+    """The global random state of the CPU and of one device, to start every evaluation from."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._generators = [torch.default_generator]
+        if device.type == "cuda":
+            self._generators.append(torch.cuda.default_generators[device.index or 0])
+        self._states = [g.get_state() for g in self._generators]
+        self._fresh = True
+
+    def rewind(self) -> None:
+        if self._fresh:
+            self._fresh = False
+            return
+        for generator, state in zip(self._generators, self._states, strict=True):
+            generator.set_state(state)

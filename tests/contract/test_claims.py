@@ -1,0 +1,221 @@
+"""Every source is what its card claims: exact, unbiased with the known variance, good enough to train, and as dear."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import dldw
+from dldw.registry import method
+from tests.contract import checks, problems
+from tests.contract.checks import seeded
+from tests.contract.variants import SOURCES, Variant, claiming
+
+# --- exact ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", claiming("exact"), ids=str)
+def test_exact_source_equals_autograd_in_float64(source):
+    checks.equals_autograd(source)
+
+
+@pytest.mark.parametrize("source", [s for s in SOURCES if s.method == "finite-difference"], ids=str)
+def test_finite_differences_agree_with_autograd_to_their_truncation_error(source):
+    one_sided = not dict(source.settings).get("central", True)
+    checks.equals_autograd(source, rtol=1e-5 if one_sided else 1e-7, atol=1e-6 if one_sided else 1e-9)
+
+
+# --- unbiased ------------------------------------------------------------------------------------------------------
+# On L(w) = ½ wᵀHw + bᵀw + c with g = Hw + b:
+#   E‖(g·z) z‖² = ‖g‖² times d for signs and the sphere, times d + 2 for Gaussians; subtracting ‖g‖² gives the variance.
+#   A one-sided step adds (σ/2 zᵀHz) z, which is uncorrelated with the rest because z and -z are equally likely.
+#   The score function L(w + σz)/σ · z keeps L(w) as well.
+# Moments: with t = tr H and s = t² + 2 tr H²,
+#   E[(zᵀHz)²‖z‖²] = (d + 4) s for Gaussians (radius and direction are independent), d² s / (d + 2) on the sphere,
+#   d (t² + 2 Σ_{i≠j} H_ij²) for signs; E[zᵀHz ‖z‖²] = (d + 2) t for Gaussians.
+
+
+def _moments(problem):
+    h, g = problem.hessian, problem.gradient
+    trace = float(h.trace())
+    return float(g @ g), len(g), trace, trace**2 + 2 * float((h @ h).trace())
+
+
+def _two_sided(distribution, n):
+    def variance(problem):
+        square, d, *_ = _moments(problem)
+        return square * (d + 1 if distribution == "gaussian" else d - 1) / n
+
+    return variance
+
+
+def _one_sided(distribution, n, sigma):
+    def variance(problem):
+        _, d, trace, s = _moments(problem)
+        off_diagonal = float((problem.hessian - problem.hessian.diag().diag()).square().sum())
+        curved = {
+            "gaussian": (d + 4) * s,
+            "sphere": d * d * s / (d + 2),
+            "rademacher": d * (trace**2 + 2 * off_diagonal),
+        }[distribution]
+        return _two_sided(distribution, n)(problem) + sigma**2 / 4 * curved / n
+
+    return variance
+
+
+def _score(n, sigma):
+    def variance(problem):
+        square, d, trace, s = _moments(problem)
+        loss = problem.value()
+        second = d * loss**2 / sigma**2 + (d + 2) * square + loss * (d + 2) * trace + sigma**2 / 4 * (d + 4) * s
+        return (second - square) / n
+
+    return variance
+
+
+def _spsa(distribution, directions, sigma=None):
+    settings = {"distribution": distribution, "directions": directions}
+    if sigma is None:
+        return Variant("spsa", tuple(settings.items())), _two_sided(distribution, directions)
+    settings |= {"two_sided": False, "sigma": sigma}
+    return Variant("spsa", tuple(settings.items())), _one_sided(distribution, directions, sigma)
+
+
+def _evolution(population, sigma, antithetic):
+    settings = {"shaping": "none", "population": population, "sigma": sigma, "antithetic": antithetic}
+    # antithetic pairs are central differences along population / 2 Gaussians
+    closed = _two_sided("gaussian", population // 2) if antithetic else _score(population, sigma)
+    return Variant("evolution-strategy", tuple(settings.items())), closed
+
+
+CLOSED_FORMS = [
+    *(_spsa(z, n) for z in ("rademacher", "gaussian", "sphere") for n in (1, 16)),
+    *(_spsa(z, n, sigma=0.7) for z in ("rademacher", "gaussian", "sphere") for n in (1, 16)),
+    _evolution(2, 0.3, antithetic=True),
+    _evolution(32, 0.3, antithetic=True),
+    _evolution(1 << 4, 0.6, antithetic=False),
+    (Variant("forward-gradient"), _two_sided("gaussian", 1)),
+    (Variant("forward-gradient", (("directions", 6),)), _two_sided("gaussian", 6)),
+]
+
+
+@pytest.mark.parametrize(("source", "variance"), CLOSED_FORMS, ids=[str(v) for v, _ in CLOSED_FORMS])
+def test_unbiased_source_has_the_closed_form_variance_on_a_quadratic(source, variance):
+    checks.is_unbiased(source, draws=1000, variance=variance)
+
+
+@pytest.mark.parametrize("source", claiming("unbiased"), ids=str)
+def test_unbiased_source_passes_the_z_test(source):
+    checks.is_unbiased(source, draws=600)
+
+
+def test_every_method_that_claims_to_be_unbiased_is_among_those_with_a_closed_form():
+    claimed = {v.method for v in claiming("unbiased")}
+    assert claimed <= {v.method for v, _ in CLOSED_FORMS}
+
+
+# --- biased: it trains ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Noughts, ones and twos among scikit-learn's digits: 256 to train on, the rest to test."""
+    x, y = load_digits(n_class=3, return_X_y=True)
+    x, y = torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y)
+    return x[:256], y[:256], x[256:], y[256:]
+
+
+SETTINGS = {
+    "weight-perturbation": (1500, {"lr": 20.0}),
+    "weight-perturbation[weights=3]": (600, {"lr": 20.0}),
+    "evolution-strategy": (150, {"lr": 2.0}),
+}
+
+
+@pytest.mark.parametrize("source", claiming("biased"), ids=str)
+def test_biased_source_reaches_ninety_percent_on_three_digits(source, digits):
+    steps, settings = SETTINGS.get(str(source), SETTINGS.get(source.method, (12, {"lr": 2.0})))
+    model = nn.Linear(64, 3)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    x, y, test_x, test_y = digits
+    learner = method(source.method).build(model, problems.cross_entropy, seeded(3), **dict(source.settings), **settings)
+    for _ in range(steps):
+        learner.step((x, y))
+    accuracy = float((model(test_x).argmax(1) == test_y).float().mean())
+    assert accuracy >= 0.9, f"{source} reaches only {accuracy:.3f}"
+
+
+# --- cost ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source", [s for s in SOURCES if s.sample.card.needs == "loss values" and s.mode != "batched"], ids=str
+)
+def test_forwards_equal_the_card(source):
+    settings = dict(source.settings)
+    if source.method != "weight-perturbation":  # which has one way to evaluate
+        settings["evaluate"] = "sequential"
+    checks.forwards_equal_the_card(Variant(source.method, tuple(settings.items())))
+
+
+def _deep() -> problems.Problem:
+    layers = [m for _ in range(16) for m in (nn.Linear(24, 24), nn.Tanh())]
+    model = nn.Sequential(*layers)
+    x = torch.randn(32, 24, generator=seeded())
+    return problems.Problem(model, lambda m, batch: F.mse_loss(m(batch), batch), x)
+
+
+def _flops(call) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [s for s in SOURCES if s.method != "finite-difference"],  # whose forwards were counted above, 2 d of them
+    ids=str,
+)
+def test_floating_point_operations_are_the_forwards_on_the_card(source):
+    problem = _deep()
+    made = source(problem.loss, seeded())
+    made(problem.model, problem.batch)  # the first call may evaluate more
+    problem.model.zero_grad()
+    one = _flops(lambda: problem.loss(problem.model, problem.batch))
+    d = sum(p.numel() for p in problem.trainable)
+    measured = _flops(lambda: made(problem.model, problem.batch)) / one
+    assert math.isclose(measured, made.forwards(d), rel_tol=0.12), f"{measured:.2f} against {made.forwards(d):g}"
+
+
+# --- the cards themselves ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(dldw.methods()))
+def test_card_is_filled_in_and_its_space_names_real_settings(name):
+    registered = method(name)
+    card = registered.card
+    assert card.summary.endswith(".")
+    assert card.claim in ("exact", "unbiased", "biased", "search")
+    assert card.needs in ("autograd", "forward mode", "loss values", "no loss")
+    assert card.paper
+    assert card.memory
+    assert set(card.space) <= set(registered.settings)
+    defaults = {k: v for k, v in registered.settings.items() if v is not None}
+    cost = card.count_forwards({"checkpoint": False, **defaults}, 100)
+    assert cost > 0
+    assert math.isfinite(cost)
+
+
+def test_evolution_strategy_changes_its_card_only_where_shaping_is_none():
+    plain = dldw.EvolutionStrategy(problems.cross_entropy)
+    unshaped = dldw.EvolutionStrategy(problems.cross_entropy, shaping="none")
+    assert (plain.card.claim, plain.additive) == ("biased", False)
+    assert (unshaped.card.claim, unshaped.additive) == ("unbiased", True)
+    assert dldw.EvolutionStrategy.card.claim == "biased"

@@ -1,0 +1,260 @@
+"""Every method as a learner: it resumes bit for bit, and a search keeps its incumbent."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import dldw
+from dldw.learner import make_optimizer
+from dldw.registry import method
+from tests.contract import problems
+from tests.contract.checks import seeded
+from tests.contract.problems import Problem
+from tests.contract.variants import SOURCES
+
+
+def batches(count: int):
+    for i in range(count):
+        x = torch.randn(6, 5, dtype=torch.float64, generator=seeded(i))
+        yield x, torch.arange(6) % 3
+
+
+def run(learner, data) -> list[float]:
+    return [float(learner.step(batch)) for batch in data]
+
+
+def assert_resumes(make):
+    """``make(problem, seed)`` gives a learner; six steps are three, a saved state, and three by another object."""
+    data = list(batches(6))
+    whole = make(problems.mlp(), 1)
+    losses = run(whole, data)
+    first = make(problems.mlp(), 1)
+    begun = run(first, data[:3])
+    state = copy.deepcopy(first.state_dict())
+    other = problems.mlp()
+    with torch.no_grad():
+        for p in other.model.parameters():
+            p.add_(1)
+    second = make(other, 2)
+    second.load_state_dict(state)
+    assert begun + run(second, data[3:]) == losses
+    for p, q in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_descent_resumed_equals_uninterrupted_bit_for_bit(source, optimizer):
+    def make(problem: Problem, seed: int) -> dldw.Descent:
+        made = source(problem.loss, seeded(seed))
+        return dldw.Descent(
+            problem.model, made, make_optimizer(problem.model, lr=0.01, optimizer=optimizer, momentum=0.9)
+        )
+
+    assert_resumes(make)
+
+
+@pytest.mark.parametrize("name", list(dldw.methods()))
+def test_registered_method_with_its_default_generator_resumes_bit_for_bit(name):
+    assert_resumes(lambda problem, seed: method(name).build(problem.model, problem.loss))
+
+
+@pytest.mark.parametrize("name", list(dldw.methods()))
+def test_registered_method_builds_a_learner_that_steps(name):
+    problem = problems.mlp()
+    learner = method(name).build(problem.model, problem.loss, seeded())
+    assert isinstance(learner, dldw.Learner)
+    loss = learner.step(problem.batch)
+    assert loss.shape == ()
+    assert loss.isfinite()
+    assert not loss.requires_grad
+
+
+@pytest.mark.parametrize("name", list(dldw.methods()))
+def test_equal_seeds_train_equal_models(name):
+    ends = []
+    for _ in range(2):
+        problem = problems.mlp()
+        run(method(name).build(problem.model, problem.loss, seeded(8)), batches(3))
+        ends.append(torch.cat([p.detach().flatten() for p in problem.model.parameters()]))
+    assert torch.equal(*ends)
+
+
+def test_descent_steps_from_the_gradient_of_one_batch_alone():
+    problem = problems.mlp()
+    learner = dldw.Descent(
+        problem.model, dldw.Backprop(problem.loss), torch.optim.SGD(problem.model.parameters(), lr=0.1)
+    )
+    learner.step(problem.batch)
+    before = [p.detach().clone() for p in problem.trainable]
+    gradient = problem.autograd()
+    learner.step(problem.batch)
+    for p, old, g in zip(problem.trainable, before, gradient, strict=True):
+        assert torch.allclose(p, old - 0.1 * g, rtol=1e-12)
+
+
+# --- search --------------------------------------------------------------------------------------------------------
+
+
+def search(problem: Problem, **settings) -> dldw.Search:
+    return dldw.Search(problem.model, problem.loss, dldw.RandomSearch(generator=seeded(), **settings))
+
+
+def test_search_never_gets_worse_on_one_batch_and_returns_the_incumbents_loss():
+    problem = problems.mlp()
+    learner, last = search(problem, sigma=0.5), problem.value()
+    start = last
+    for _ in range(10):
+        loss = float(learner.step(problem.batch))
+        assert loss <= last
+        assert loss == pytest.approx(problem.value(), rel=1e-12)
+        last = loss
+    assert last < start
+
+
+def test_search_gives_up_an_incumbent_that_was_lucky_on_an_older_batch():
+    problem = problems.mlp()
+    learner = search(problem, sigma=0.5)
+    learner.step(problem.batch)
+    held = problem.model[0].weight.clone()
+    x, y = problem.batch
+    for i in range(5):
+        learner.step((x, (y + 1 + i) % 3))
+    assert not torch.equal(problem.model[0].weight, held)
+
+
+def test_search_forwards_equal_the_card():
+    problem, calls = problems.mlp(), [0]
+
+    def counted(model, batch):
+        calls[0] += 1
+        return problem.loss(model, batch)
+
+    searcher = dldw.RandomSearch(population=9, generator=seeded())
+    learner = dldw.Search(problem.model, counted, searcher, evaluate="sequential")
+    learner.step(problem.batch)
+    calls[0] = 0
+    learner.step(problem.batch)
+    assert calls[0] == searcher.forwards(sum(p.numel() for p in problem.trainable)) == 10
+
+
+def test_batched_search_equals_sequential():
+    ends = []
+    for evaluate in ("sequential", "batched"):
+        problem = problems.mlp()
+        learner = dldw.Search(
+            problem.model, problem.loss, dldw.RandomSearch(sigma=0.3, generator=seeded()), evaluate=evaluate
+        )
+        losses = run(learner, [problem.batch] * 4)
+        ends.append((losses, [p.detach().clone() for p in problem.trainable]))
+    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-10)
+    for p, q in zip(ends[0][1], ends[1][1], strict=True):
+        assert torch.equal(p, q)
+
+
+def test_search_ignores_candidates_whose_loss_is_not_finite():
+    problem = problems.mlp()
+    inner = problem.loss
+    problem.loss = lambda model, batch: torch.where(
+        model[0].weight[0, 0] > 0, torch.full((), float("nan"), dtype=torch.float64), inner(model, batch).mean()
+    )
+    learner = search(problem, sigma=2.0, population=32)
+    with torch.no_grad():
+        problem.model[0].weight[0, 0] = -1
+    for _ in range(5):
+        assert learner.step(problem.batch).isfinite()
+        assert problem.model[0].weight[0, 0] <= 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("call", [1, 2, 5])
+def test_search_leaves_weights_bit_identical_when_the_loss_raises(call, error):
+    problem, calls = problems.mlp(), [0]
+
+    def stopping(model, batch):
+        calls[0] += 1
+        if calls[0] >= call:
+            raise error("stop")
+        return problem.loss(model, batch)
+
+    learner = dldw.Search(problem.model, stopping, dldw.RandomSearch(generator=seeded()), evaluate="sequential")
+    before = [p.detach().clone() for p in problem.trainable]
+    with pytest.raises(error):
+        learner.step(problem.batch)
+    assert all(torch.equal(p, b) for p, b in zip(problem.trainable, before, strict=True))
+    calls[0] = -1000
+    assert learner.step(problem.batch).isfinite(), "a search goes on after an interruption"
+
+
+def test_interrupted_search_evaluates_the_same_candidates_again():
+    ends = []
+    for stop in (False, True):
+        problem, failing = problems.mlp(), [stop]
+
+        def loss(model, batch, problem=problem, failing=failing):
+            if failing[0]:
+                raise KeyboardInterrupt
+            return problem.loss(model, batch)
+
+        learner = dldw.Search(problem.model, loss, dldw.RandomSearch(sigma=0.5, generator=seeded()))
+        if stop:
+            with pytest.raises(KeyboardInterrupt):
+                learner.step(problem.batch)
+            failing[0] = False
+        ends.append([float(learner.step(problem.batch)) for _ in range(3)])
+    assert ends[0] == ends[1]
+
+
+def test_search_leaves_a_start_whose_loss_is_not_finite():
+    problem = problems.mlp()
+    start = problem.model[0].weight.detach().clone()
+    inner = problem.loss
+
+    def loss(model, batch):
+        at_start = (model[0].weight == start).all()
+        return inner(model, batch).mean() + torch.where(at_start, float("inf"), 0.0)
+
+    assert dldw.Search(problem.model, loss, dldw.RandomSearch(generator=seeded())).step(problem.batch).isfinite()
+    assert not torch.equal(problem.model[0].weight, start)
+
+
+def test_search_goes_on_after_a_generation_of_failures():
+    problem, failing = problems.mlp(), [True]
+    learner = dldw.Search(
+        problem.model,
+        lambda model, batch: problem.loss(model, batch) * (float("nan") if failing[0] else 1.0),
+        dldw.RandomSearch(population=5, generator=seeded()),
+    )
+    with pytest.raises(dldw.DldwError, match=r"all 5 candidates is NaN or infinite, .* Lower the searcher's sigma"):
+        learner.step(problem.batch)
+    failing[0] = False
+    assert learner.step(problem.batch).isfinite()
+
+
+def test_search_leaves_buffers_and_the_random_state_as_one_forward_would():
+    problem, reference = problems.batch_norm(), problems.batch_norm()
+    reference.loss(reference.model, reference.batch)
+    search(problem).step(problem.batch)
+    for (name, b), wanted in zip(problem.model.named_buffers(), reference.model.buffers(), strict=True):
+        assert torch.equal(b, wanted), name
+    problem = problems.dropout()
+    torch.manual_seed(3)
+    problem.loss(problem.model, problem.batch)
+    wanted = torch.get_rng_state()
+    torch.manual_seed(3)
+    search(problem).step(problem.batch)
+    assert torch.equal(torch.get_rng_state(), wanted)
+
+
+def test_search_leaves_frozen_weights_alone_and_keeps_tied_weights_tied():
+    problem = problems.tied()
+    problem.model.body[0].weight.requires_grad_(False)
+    frozen = problem.model.body[0].weight.clone()
+    learner = search(problem, sigma=0.5)
+    for _ in range(4):
+        learner.step(problem.batch)
+    assert torch.equal(problem.model.body[0].weight, frozen)
+    assert problem.model.head.weight is problem.model.embedding.weight

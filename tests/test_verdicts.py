@@ -1,0 +1,194 @@
+"""Every claim gets every ruling from made-up results whose truth is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dldw.report.data import Reach, Results, bootstrap, growth_of_noise, growth_of_ratio, ratio, read
+from dldw.report.verdicts import (
+    CLAIMS,
+    Verdict,
+    disadvantage,
+    headline,
+    noise,
+    only_without_gradient,
+    passes,
+    price,
+    relieved,
+    same_logic,
+    scaling,
+)
+from tests.made_up import BACKPROP, CHECKPOINT, NUDGE, World, made_up, save
+
+HOLDS, PARTLY, NOT, OPEN = "holds", "holds partly", "does not hold", "not shown in this run"
+
+
+def world(**changes: Any) -> World:
+    """A world in which the entries of these dictionaries differ, or these values."""
+    made = World()
+    for name, change in changes.items():
+        now = getattr(made, name)
+        setattr(made, name, {**now, **change} if isinstance(now, dict) else change)
+    return made
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Callable[..., Results]:
+    def build(w: World | None = None, **options: Any) -> Results:
+        save(made_up(w, **options), tmp_path)
+        return read(tmp_path)
+
+    return build
+
+
+def other(name: str, needs: str = "loss values") -> tuple[str, str, str, str, float, dict[str, Any]]:
+    return (name, "search", needs, "population", 16.0, {})
+
+
+SWARM, RBM, REVERSIBLE = other("particle-swarm"), other("contrastive-divergence", "no loss"), other("reversible", "autograd")
+ALL_HEAVY = dict.fromkeys(World().peak, 900_000) | {BACKPROP: 180_000}
+NO_FAILURES = {m: (1e-3, 1e3) for m in (BACKPROP, NUDGE)}
+
+CASES = [
+    (disadvantage, HOLDS, world(), {}),
+    (disadvantage, HOLDS, world(work={NUDGE: math.inf}), {}),
+    (disadvantage, PARTLY, world(work={NUDGE: 2.4e3}), {}),
+    (disadvantage, PARTLY, world(seeds=2), {}),
+    (disadvantage, NOT, world(work={NUDGE: 6e2}), {}),
+    (disadvantage, OPEN, world(), {"without": ["end"]}),
+    (disadvantage, OPEN, world(work={NUDGE: math.inf, BACKPROP: math.inf}), {}),
+    (scaling, HOLDS, world(), {}),
+    (scaling, PARTLY, world(growth={NUDGE: 0.3}, spread=1.2), {}),
+    (scaling, PARTLY, world(), {"studies": ["curves"]}),
+    (scaling, PARTLY, world(seeds=2), {}),
+    (scaling, NOT, world(growth={NUDGE: -0.5}), {}),
+    (scaling, NOT, world(cosine_power=0.0), {"studies": ["curves"]}),
+    (scaling, OPEN, world(), {"studies": ["curves"], "without": ["estimate"]}),
+    (passes, HOLDS, world(ratio={BACKPROP: 0.9}, operations={BACKPROP: 1.9}), {}),
+    (passes, PARTLY, world(), {}),
+    (passes, PARTLY, world(ratio={BACKPROP: 0.9}), {}),
+    (passes, NOT, world(operations={NUDGE: 1.0}), {}),
+    (passes, OPEN, world(), {"without": ["cost"]}),
+    (noise, HOLDS, world(), {}),
+    (noise, PARTLY, world(rate_window=NO_FAILURES), {}),
+    (noise, PARTLY, world(), {"studies": ["curves"]}),
+    (noise, PARTLY, world(), {"without": ["estimate", "bias"]}),
+    (noise, NOT, world(rate_window=NO_FAILURES, cosine={NUDGE: 1.0}, cosine_power=0.0, quotient=1e-4), {}),
+    (noise, OPEN, world(), {"studies": ["curves"], "without": ["estimate", "bias"]}),
+    (noise, OPEN, world(cosine={NUDGE: 1.0}, cosine_power=0.0, quotient=1e-4), {"studies": ["curves"]}),
+    (price, HOLDS, world(), {}),
+    (price, PARTLY, world(ratio={BACKPROP: 5.0}), {}),
+    (price, NOT, world(ratio={BACKPROP: 5.0}, operations={BACKPROP: 9.0}), {}),
+    (price, OPEN, world(), {"without": ["cost"]}),
+    (only_without_gradient, HOLDS, world(peak=ALL_HEAVY), {}),
+    (only_without_gradient, PARTLY, world(), {}),
+    (only_without_gradient, PARTLY, world(peak=ALL_HEAVY, seeds=2), {}),
+    (only_without_gradient, NOT, world(step_score={BACKPROP: 0.97}), {}),
+    (only_without_gradient, NOT, world(work={"spsa": 6e2}), {}),
+    (only_without_gradient, OPEN, world(step_score=dict.fromkeys(World().step_score, 0.9)), {"studies": ["width"]}),
+    (same_logic, HOLDS, world(extra={"swarm": SWARM}, work={"swarm": 1e5}, ratio={}, operations={}, peak={}), {}),
+    (same_logic, PARTLY, world(extra={"swarm": SWARM, "rbm": RBM}, work={"swarm": 1e5, "rbm": math.inf}), {}),
+    (same_logic, NOT, world(extra={"swarm": SWARM}, work={"swarm": math.inf}), {}),
+    (same_logic, OPEN, world(), {}),
+    (relieved, OPEN, world(), {}),
+]
+for peaks, needs, ruling in (((9e4,), (2.4e3,), HOLDS), ((9e4, 9e5), (2.4e3, 2.4e3), PARTLY), ((9e4,), (math.inf,), NOT)):
+    labels = [f"reversible-{i}" for i in range(len(peaks))]
+    CASES.append(
+        (
+            relieved,
+            ruling,
+            world(
+                extra=dict.fromkeys(labels, REVERSIBLE),
+                work=dict(zip(labels, needs, strict=True)),
+                ratio=dict.fromkeys(labels, 2.2),
+                operations=dict.fromkeys(labels, 4.0),
+                peak={m: int(p) for m, p in zip(labels, peaks, strict=True)},
+            ),
+            {},
+        )
+    )
+
+
+@pytest.mark.parametrize(("claim", "ruling", "truth", "options"), CASES)
+def test_the_ruling_follows_from_the_truth(
+    results: Any, claim: Callable[[Results], Verdict], ruling: str, truth: World, options: dict[str, Any]
+) -> None:
+    verdict = claim(results(truth, **options))
+    assert verdict.ruling == ruling, verdict
+    assert verdict.claim.endswith(".") and len(verdict.rule) > 80
+    if ruling != OPEN:
+        assert verdict.figure != "–" and verdict.interval and verdict.meaning.endswith(".")
+
+
+def test_every_claim_is_tried_with_every_ruling() -> None:
+    for claim in CLAIMS:
+        assert {ruling for made, ruling, *_ in CASES if made is claim} == {HOLDS, PARTLY, NOT, OPEN}, claim.__name__
+
+
+def test_a_ratio_has_its_true_value_inside_its_interval(results: Any) -> None:
+    found = results()
+    own, base = (Reach.of([e for e in found.ends if e["method"] == m and e["study"] == "curves" and e["task"] == "digits"]) for m in (NUDGE, BACKPROP))
+    interval = ratio(own, base)
+    assert interval is not None
+    assert interval.low < 1.8e5 / 2.4e3 < interval.high
+    assert interval.low < interval.value < interval.high
+
+
+def test_a_missed_target_makes_the_ratio_a_lower_bound() -> None:
+    own = Reach({0: 1000.0, 1: 1000.0, 2: 1000.0}, dict.fromkeys(range(3), math.inf))
+    base = Reach(dict.fromkeys(range(3), 10.0), dict.fromkeys(range(3), 10.0))
+    found = ratio(own, base)
+    assert found is not None
+    assert (found.value, found.low, found.high, found.bound) == (100.0, 100.0, math.inf, "at least")
+    turned = ratio(base, own)
+    assert turned is not None
+    assert (turned.value, turned.low, turned.high, turned.bound) == (0.01, 0.0, 0.01, "at most")
+
+
+def test_one_missed_seed_of_five_leaves_the_median_and_widens_the_interval() -> None:
+    spent = {0: 90.0, 1: 100.0, 2: 110.0, 3: 120.0, 4: 500.0}
+    base = Reach(dict.fromkeys(range(5), 10.0), dict.fromkeys(range(5), 10.0))
+    found = ratio(Reach(spent, {**spent, 4: math.inf}), base)
+    assert found is not None
+    assert found.value == 11.0
+    assert found.bound == ""
+    assert math.isinf(found.high)
+
+
+def test_two_methods_that_both_missed_have_no_ratio() -> None:
+    missed = Reach(dict.fromkeys(range(3), 5.0), dict.fromkeys(range(3), math.inf))
+    assert ratio(missed, missed) is None
+    assert ratio(missed, Reach({}, {})) is None
+
+
+def test_the_fitted_exponents_are_those_of_the_made_up_world(results: Any) -> None:
+    found = results(world(growth={NUDGE: 0.7}, budget=1e9))
+    growth, noisy = growth_of_ratio(found, NUDGE), growth_of_noise(found, NUDGE)
+    assert growth is not None
+    assert noisy is not None
+    assert growth.exponent.low < 0.7 < growth.exponent.high
+    assert growth.exponent.high - growth.exponent.low < 0.2
+    assert noisy.exponent.value == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_bootstrap_interval_covers_the_mean_and_is_always_the_same() -> None:
+    values = [1.0, 2.0, 3.0, 4.0, 10.0]
+    found = bootstrap(values)
+    assert found == bootstrap(values)
+    assert 1.0 < found.low < 4.0 == found.value < found.high < 10.0
+    assert not bootstrap([1.0, 2.0]).known
+
+
+def test_the_headline_is_computed(results: Any) -> None:
+    text = headline(results())
+    assert "On digits, back-propagation reached 90\u00a0% after 2," in text
+    assert "nudging one random weight at a time took" in text
+    assert "more than" in headline(results(world(work={NUDGE: math.inf})))
+    assert "missed 90\u00a0%" in headline(results(world(work={BACKPROP: math.inf, CHECKPOINT: math.inf})))
+    assert "no finished training" in headline(results(without=["end"]))

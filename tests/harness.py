@@ -27,7 +27,7 @@ from dldw.compare.plan import make_plan
 from dldw.compare.run import run
 from tests.harness import METHODS, TINY, Silent
 if __name__ == "__main__":
-    plan = make_plan("digits", METHODS, budget=TINY)
+    plan = make_plan("quadratic", METHODS, budget=TINY)
     run(plan, Path(sys.argv[1]), jobs=int(sys.argv[2]), progress=Silent())
 """
 

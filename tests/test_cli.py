@@ -34,15 +34,19 @@ def test_help_comes_at_once_and_without_torch() -> None:
         "import sys; sys.argv = ['dldw', '--help']\nfrom dldw.cli import main\ntry: main()\nexcept SystemExit: pass\n"
     )
     code += "heavy = {'torch', 'numpy', 'sklearn', 'optuna'} & set(sys.modules)\nsys.exit(str(heavy) if heavy else 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in ("compare", "report", "train", "methods", "tasks"))
+
+
+def test_help_takes_at_most_half_a_second() -> None:
+    resource = pytest.importorskip("resource")
     times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False
-        )
-        times.append(time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-        assert all(command in done.stdout for command in ("compare", "report", "train", "methods", "tasks"))
+    for _ in range(3):  # of the processor, and the least of three: other programs may be running
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        dldw("--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 0.5
 
 

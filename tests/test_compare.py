@@ -268,6 +268,20 @@ def test_the_baselines_are_always_there() -> None:
     assert {s.label for s in make_plan("digits", [], budget=TINY).specs} == {*METHODS, "backprop[checkpoint=true]"}
 
 
+def test_a_baseline_that_cannot_run_is_left_out_with_the_reason() -> None:
+    plan = make_plan("quadratic", [], budget=TINY)
+    assert {s.label for s in plan.specs} == set(METHODS)
+    assert len(plan.dropped) == 1
+    assert (
+        "backprop[checkpoint=true] is not there, because it cannot run on quadratic: checkpoint=True" in plan.dropped[0]
+    )
+
+
+def test_what_shares_its_tuning_is_tuned_once() -> None:
+    plan = make_plan("digits", [], budget=TINY, trials=3)
+    assert sorted(item.what for item in plan.tuning()) == sorted(f"tuning {name}" for name in METHODS)
+
+
 def test_every_piece_of_work_is_there_once() -> None:
     plan = make_plan("digits", [], budget=BUDGETS["default"])
     settings = plan.task.settings
@@ -452,12 +466,11 @@ def test_a_tuned_run_trains_with_what_tuning_chose(tmp_path: Path) -> None:
     plan = make_plan("quadratic", ["spsa"], budget=TINY, seeds=1, trials=3)
     records = run(plan, tmp_path, jobs=2, progress=Silent())
     trials = [r for r in lines(tmp_path) if r["kind"] == "tuning"]
-    assert {r["method"] for r in trials} == {"spsa", "backprop", "random-search"}, "checkpointing shares backprop's"
+    assert {r["method"] for r in trials} == {"spsa", "backprop", "random-search"}
     assert all(sum(r["method"] == m for r in trials) == 3 for m in ("spsa", "backprop", "random-search"))
     best = {r["method"]: r["settings"] for r in trials if r["chosen"]}
     used = {r["method"]: r["settings"] for r in lines(tmp_path) if r["kind"] == "method"}
     assert used["spsa"] == best["spsa"]
-    assert used["backprop[checkpoint=true]"] == best["backprop"] | {"checkpoint": True}
     written = json.loads((tmp_path / "settings.json").read_text())
     assert (written["settings"], written["trials"], written["record"]) == (best, 3, trials)
     rows = {row.method: row for row in summarise(records).rows}

@@ -177,18 +177,18 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
-    run(make_plan("digits", METHODS, budget=TINY), out, jobs=2, progress=Silent())
+    run(make_plan("quadratic", METHODS, budget=TINY), out, jobs=2, progress=Silent())
     return out
 
 
 def test_the_number_of_processes_changes_no_result(uninterrupted: Path, tmp_path: Path) -> None:
-    run(make_plan("digits", METHODS, budget=TINY), tmp_path, jobs=1, progress=Silent())
+    run(make_plan("quadratic", METHODS, budget=TINY), tmp_path, jobs=1, progress=Silent())
     assert curves(lines(tmp_path)) == curves(lines(uninterrupted))
 
 
 def test_a_finished_run_is_not_touched_again(uninterrupted: Path) -> None:
     before = (uninterrupted / "results.jsonl").read_bytes()
-    run(make_plan("digits", METHODS, budget=TINY), uninterrupted, jobs=1, progress=Silent())
+    run(make_plan("quadratic", METHODS, budget=TINY), uninterrupted, jobs=1, progress=Silent())
     assert (uninterrupted / "results.jsonl").read_bytes() == before
 
 

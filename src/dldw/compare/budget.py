@@ -59,16 +59,16 @@ class Budget:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
-_WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)
+_WIDTHS = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
 _FACTORS = (1 / 30, 1 / 10, 1 / 3, 1.0, 3.0, 10.0, 30.0)
 _NUDGES = tuple(10.0 ** (-4 + i / 2) for i in range(9))
 
 BUDGETS = {
     "default": Budget(
-        "default", forwards=30_000, companion_forwards=30_000, companion_seeds=3,
-        widths=_WIDTHS, width_forwards=60_000, width_seeds=3,
-        factors=_FACTORS, factor_forwards=12_000, factor_seeds=3,
-        draws=200, estimate_seeds=3, nudges=_NUDGES, nudged_weights=400, grid=41, path_forwards=400,
+        "default", forwards=30_000, companion_forwards=20_000, companion_seeds=3,
+        widths=_WIDTHS, width_forwards=40_000, width_seeds=2,
+        factors=_FACTORS, factor_forwards=10_000, factor_seeds=2,
+        draws=200, estimate_seeds=2, nudges=_NUDGES, nudged_weights=400, grid=41, path_forwards=400,
         cost_seconds=1.0, tune_forwards=40_000,
     ),
     "full": Budget(

@@ -89,7 +89,7 @@ def compare(
     from dldw.compare.terminal import TerminalProgress, plain, show
 
     spending = parse_budget(budget)
-    _require_report()
+    _require("jinja2", "altair", "vl_convert", *(["optuna"] if tune else []))
     plan = make_plan(task, methods or [], budget=spending, seeds=seeds, trials=tune, data=data)
     directory = out or Path("dldw-results") / f"{Path(task.rpartition(':')[0]).stem or task}-{spending.name}"
     aside = Console(stderr=True)
@@ -169,12 +169,13 @@ def list_tasks() -> None:
         print(f"{name}\n    {found.summary}\n    target: {found.metric} {target}")
 
 
-def _require_report() -> None:
-    """Says at the start, and not after minutes of work, that the report cannot be made."""
-    import importlib
+def _require(*modules: str) -> None:
+    """Says at the start, and not after minutes of work, what the end of it needs."""
+    from importlib.util import find_spec
 
-    for module in ("jinja2", "altair", "vl_convert"):
-        importlib.import_module(module)
+    for module in modules:
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(f"no module named {module}", name=module)
 
 
 def _write_report(directory: Path) -> Path:

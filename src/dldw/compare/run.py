@@ -157,7 +157,7 @@ def _work(name: str, items: Sequence[Item], results: Results, jobs: int, progres
 @contextmanager
 def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that are gone when the block is left by an exception, whatever they are doing."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler otherwise greets on standard error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler otherwise greets on standard error
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker)
     try:

@@ -31,6 +31,7 @@ class Weights:
         self.slots: list[list[Slot]] = []
         self.buffers: list[Slot] = []
         self._frozen: list[nn.Parameter] = []
+        self._recurrent: list[nn.RNNBase] = []
         index: dict[int, int] = {}
         stack, seen = [model], {id(model)}
         while stack:
@@ -57,10 +58,8 @@ class Weights:
                 self.tensors.append(parameter)
                 self.slots.append([])
             self.slots[at].append((module._parameters, name))
-        if isinstance(module, nn.RNNBase):  # its forward reads this list, not the parameters by name
-            for key, parameter in enumerate(module._flat_weights):
-                if id(parameter) in index:
-                    self.slots[index[id(parameter)]].append((module._flat_weights, key))
+        if isinstance(module, nn.RNNBase):
+            self._recurrent.append(module)
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +104,8 @@ class Weights:
             for i, _ in changed:
                 for container, key in self.slots[i]:
                     container[key] = self.tensors[i]
+            for module in self._recurrent:  # forward made a list of what it read, and would hold on to it
+                module._update_flat_weights()
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Cuts ``vector`` [..., d] into one tensor [..., *shape] for each weight, in the weight's dtype."""

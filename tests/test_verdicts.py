@@ -50,7 +50,11 @@ def other(name: str, needs: str = "loss values") -> tuple[str, str, str, str, fl
     return (name, "search", needs, "population", 16.0, {})
 
 
-SWARM, RBM, REVERSIBLE = other("particle-swarm"), other("contrastive-divergence", "no loss"), other("reversible", "autograd")
+SWARM, RBM, REVERSIBLE = (
+    other("particle-swarm"),
+    other("contrastive-divergence", "no loss"),
+    other("reversible", "autograd"),
+)
 ALL_HEAVY = dict.fromkeys(World().peak, 900_000) | {BACKPROP: 180_000}
 NO_FAILURES = {m: (1e-3, 1e3) for m in (BACKPROP, NUDGE)}
 
@@ -97,7 +101,11 @@ CASES = [
     (same_logic, OPEN, world(), {}),
     (relieved, OPEN, world(), {}),
 ]
-for peaks, needs, ruling in (((9e4,), (2.4e3,), HOLDS), ((9e4, 9e5), (2.4e3, 2.4e3), PARTLY), ((9e4,), (math.inf,), NOT)):
+for peaks, needs, ruling in (
+    ((9e4,), (2.4e3,), HOLDS),
+    ((9e4, 9e5), (2.4e3, 2.4e3), PARTLY),
+    ((9e4,), (math.inf,), NOT),
+):
     labels = [f"reversible-{i}" for i in range(len(peaks))]
     CASES.append(
         (
@@ -133,7 +141,10 @@ def test_every_claim_is_tried_with_every_ruling() -> None:
 
 def test_a_ratio_has_its_true_value_inside_its_interval(results: Any) -> None:
     found = results()
-    own, base = (Reach.of([e for e in found.ends if e["method"] == m and e["study"] == "curves" and e["task"] == "digits"]) for m in (NUDGE, BACKPROP))
+    own, base = (
+        Reach.of([e for e in found.ends if e["method"] == m and e["study"] == "curves" and e["task"] == "digits"])
+        for m in (NUDGE, BACKPROP)
+    )
     interval = ratio(own, base)
     assert interval is not None
     assert interval.low < 1.8e5 / 2.4e3 < interval.high

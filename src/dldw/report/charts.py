@@ -286,7 +286,9 @@ def _curve_rows(results: Results, kit: Kit) -> tuple[list[Row], list[str]]:
                 if step in runs:
                     last[seed] = runs[step]
                 elif (task, method, seed) not in ended:
-                    last.pop(seed, None)  # an unfinished run says nothing of later steps, an ended one stays where it was
+                    last.pop(
+                        seed, None
+                    )  # an unfinished run says nothing of later steps, an ended one stays where it was
             now = [e for e in last.values() if e["step"] == step]
             if not now:
                 continue
@@ -296,7 +298,11 @@ def _curve_rows(results: Results, kit: Kit) -> tuple[list[Row], list[str]]:
                 values = [math.inf if e[metric] is None else e[metric] for e in last.values()]
                 finite = [v for v in values if math.isfinite(v)]
                 if finite and math.isfinite(float(np.median(values))):
-                    row |= {metric: float(np.median(values)), f"{metric} low": min(finite), f"{metric} high": max(finite)}
+                    row |= {
+                        metric: float(np.median(values)),
+                        f"{metric} low": min(finite),
+                        f"{metric} high": max(finite),
+                    }
             row["seeds"] = len(last)
             whole.append(row)
         thinned = _thin(whole)
@@ -332,11 +338,18 @@ def _curve_spec(
         base.mark_line(strokeWidth=2, clip=True).encode(
             x=x, y=y, color=kit.colour(), strokeDash=kit.dash(), opacity=kit.opacity(), detail="method:N"
         ),
-        base.transform_filter("datum.last").mark_point(size=55, filled=True, clip=False).encode(
-            x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip
-        ),
+        base.transform_filter("datum.last")
+        .mark_point(size=55, filled=True, clip=False)
+        .encode(x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip),
         base.mark_point(size=70, filled=True)
-        .encode(x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=alt.condition(near, alt.value(1), alt.value(0)), tooltip=tooltip)
+        .encode(
+            x=x,
+            y=y,
+            color=kit.colour(),
+            shape=kit.shape(),
+            opacity=alt.condition(near, alt.value(1), alt.value(0)),
+            tooltip=tooltip,
+        )
         .add_params(near),
         alt.Chart()
         .transform_filter(f"{here} && datum.step == 0 && datum.last")
@@ -349,9 +362,9 @@ def _curve_spec(
         text = f"'target {percent(target)}'" if metric == "accuracy" else f"'target {number(target)}'"
         layers += [
             rule.mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.65),
-            rule.mark_text(align="left", baseline="bottom", dx=4, dy=-3, color=alt.expr("ink"), opacity=0.75, fontSize=11).encode(
-                x=alt.value(0), text=alt.value(alt.expr(text))
-            ),
+            rule.mark_text(
+                align="left", baseline="bottom", dx=4, dy=-3, color=alt.expr("ink"), opacity=0.75, fontSize=11
+            ).encode(x=alt.value(0), text=alt.value(alt.expr(text))),
         ]
     return kit.finish(layers, 380)
 
@@ -361,11 +374,15 @@ def _curve_sentence(results: Results, rows: list[Row]) -> str:
     assert task is not None
     metric = task["metric"]
     show: Callable[[float], str] = (lambda v: percent(v, 1)) if metric == "accuracy" else number
-    own = {m: [r for r in rows if r["method"] == m and r["task"] == task["task"] and metric in r] for m in results.labels}
+    own = {
+        m: [r for r in rows if r["method"] == m and r["task"] == task["task"] and metric in r] for m in results.labels
+    }
     reach = Reach.of(ends_of(results, base)).median()
     if base is not None and math.isfinite(reach):
         others = [m for m in (results.nudge, *results.forwards_only) if m and own[m]]
-        then = {m: max((r for r in own[m] if r["forwards"] <= reach), key=lambda r: r["step"], default=None) for m in others}
+        then = {
+            m: max((r for r in own[m] if r["forwards"] <= reach), key=lambda r: r["step"], default=None) for m in others
+        }
         known = [f"{m} at {show(row[metric])}" for m, row in then.items() if row is not None]
         known[:1] = [k.replace(" at ", " is at ", 1) for k in known[:1]]
         goal = percent(task["target"]) if metric == "accuracy" else number(task["target"])
@@ -389,27 +406,44 @@ def time_to_target(results: Results) -> Chart | None:
     rows: list[Row] = []
     for axis in ("forwards", "seconds"):
         key = f"{axis}_to_target"
-        spent = {m: [e["forwards"] if axis == "forwards" else _seconds(results, e) for e in ends] for m, ends in reaches.items()}
+        spent = {
+            m: [e["forwards"] if axis == "forwards" else _seconds(results, e) for e in ends]
+            for m, ends in reaches.items()
+        }
         known = [float(v) for ends in reaches.values() for e in ends if (v := e[key]) is not None]  # type: ignore[literal-required]
         left = 0.6 * min([v for v in known if v > 0] or [1.0])
         right = max([*known, *(v for values in spent.values() for v in values if v), left * 10])
         for method, ends in reaches.items():
             hits = sorted(float(v) for e in ends if (v := e[key]) is not None)  # type: ignore[literal-required]
-            steps = [(left, 0.0), *((v, (i + 1) / len(ends)) for i, v in enumerate(hits)), (right, len(hits) / len(ends))]
+            steps = [
+                (left, 0.0),
+                *((v, (i + 1) / len(ends)) for i, v in enumerate(hits)),
+                (right, len(hits) / len(ends)),
+            ]
             rows += [
                 {"axis": axis, "method": method, "x": x, "share": share, "of": len(ends), "last": i == len(steps) - 1}
                 for i, (x, share) in enumerate(steps)
             ]
-    specs = {axis: _target_spec(kit, axis, [r["x"] for r in rows if r["axis"] == axis]) for axis in ("forwards", "seconds")}
+    specs = {
+        axis: _target_spec(kit, axis, [r["x"] for r in rows if r["axis"] == axis]) for axis in ("forwards", "seconds")
+    }
     fast = sorted((Reach.of(ends).median(), m) for m, ends in reaches.items())
     solved = [(v, m) for v, m in fast if math.isfinite(v)]
     never = [m for m, ends in reaches.items() if not Reach.of(ends).reached]
     if solved:
         text = f"Half of the runs of {solved[0][1]} are there after {number(solved[0][0])} forward-pass equivalents"
-        text += f"; of the methods that get there, {solved[-1][1]} is last with {number(solved[-1][0])}" if len(solved) > 1 else ""
+        text += (
+            f"; of the methods that get there, {solved[-1][1]} is last with {number(solved[-1][0])}"
+            if len(solved) > 1
+            else ""
+        )
     else:
         text = "No method brought half of its runs to the target"
-    text += f". No run of {list_of(never)} got there within its budget." if never else "; every method got there at least once."
+    text += (
+        f". No run of {list_of(never)} got there within its budget."
+        if never
+        else "; every method got there at least once."
+    )
     return Chart(
         "target",
         "Time to target",
@@ -426,7 +460,10 @@ def _seconds(results: Results, end: Any) -> float:
     last = [
         e["seconds"]
         for e in results.evaluations
-        if e["method"] == end["method"] and e["seed"] == end["seed"] and e["study"] == "curves" and e["task"] == end["task"]
+        if e["method"] == end["method"]
+        and e["seed"] == end["seed"]
+        and e["study"] == "curves"
+        and e["task"] == end["task"]
     ]
     return max(last, default=0.0)
 
@@ -500,12 +537,18 @@ def step_cost(results: Results) -> Chart | None:
         bar = bar.encode(x2=alt.X2Datum(1))
     layers = [
         bar,
-        base.mark_rule(strokeWidth=1.5, color=alt.expr("ink")).encode(x="low:Q", x2="high:Q", y=y, opacity=kit.opacity(0.8)),
-        base.mark_point(shape="diamond", filled=True, size=60, color=alt.expr("paper"), stroke=alt.expr("ink"), strokeWidth=1.3).encode(
-            x="operations:Q", y=y, opacity=kit.opacity(), tooltip=tooltip
+        base.mark_rule(strokeWidth=1.5, color=alt.expr("ink")).encode(
+            x="low:Q", x2="high:Q", y=y, opacity=kit.opacity(0.8)
         ),
-        base.mark_tick(thickness=2.5, size=20, color=alt.expr("ink")).encode(x="card:Q", y=y, opacity=kit.opacity(), tooltip=tooltip),
-        alt.Chart(alt.InlineData([{"one": 1}])).mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.6).encode(x="one:Q"),
+        base.mark_point(
+            shape="diamond", filled=True, size=60, color=alt.expr("paper"), stroke=alt.expr("ink"), strokeWidth=1.3
+        ).encode(x="operations:Q", y=y, opacity=kit.opacity(), tooltip=tooltip),
+        base.mark_tick(thickness=2.5, size=20, color=alt.expr("ink")).encode(
+            x="card:Q", y=y, opacity=kit.opacity(), tooltip=tooltip
+        ),
+        alt.Chart(alt.InlineData([{"one": 1}]))
+        .mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.6)
+        .encode(x="one:Q"),
     ]
     base_cost, own = cost_of(results, results.backprop), cost_of(results, results.nudge)
     if base_cost is not None and own is not None:
@@ -542,11 +585,20 @@ def memory(results: Results) -> Chart | None:
     top = max(c["peak_bytes"] for c in costs)
     unit, divisor = next(((u, s) for u, s in (("GiB", 2**30), ("MiB", 2**20)) if top >= s), ("KiB", 2**10))
     rows = [
-        {"method": c["method"], "peak": c["peak_bytes"] / divisor, "bytes": c["peak_bytes"], "size": size(c["peak_bytes"])}
+        {
+            "method": c["method"],
+            "peak": c["peak_bytes"] / divisor,
+            "bytes": c["peak_bytes"],
+            "size": size(c["peak_bytes"]),
+        }
         for c in costs
     ]
     spread = top > 40 * max(1, min(c["peak_bytes"] for c in costs))
-    scale = alt.Scale(type="log", nice=False, domainMin=max(0.5 * floor / divisor, 1e-6)) if spread else alt.Scale(zero=True)
+    scale = (
+        alt.Scale(type="log", nice=False, domainMin=max(0.5 * floor / divisor, 1e-6))
+        if spread
+        else alt.Scale(zero=True)
+    )
     title = f"peak above the loaded model, {unit}"
     axis = _log_axis(title, [r["peak"] for r in rows]) if spread else alt.Axis(title=title, tickCount=5, format="~g")
     y = _methods_axis([r["method"] for r in sorted(rows, key=lambda r: r["peak"])])
@@ -597,7 +649,13 @@ def cosine(results: Results) -> Chart | None:
         high = over_seeds.high if over_seeds.known else max(e["cosine_high"] for e in found)
         theory = [e["theory_variance"] for e in found if e["theory_variance"] is not None]
         variance = [e["relative_variance"] for e in found if e["relative_variance"] is not None]
-        row: Row = {"method": method, "weights": weights, "cosine": over_seeds.value, "low": max(low, 1e-4), "high": high}
+        row: Row = {
+            "method": method,
+            "weights": weights,
+            "cosine": over_seeds.value,
+            "low": max(low, 1e-4),
+            "high": high,
+        }
         row["theory"] = 1 / math.sqrt(1 + float(np.median(theory))) if theory else None
         row["variance"] = float(np.median(variance)) if variance else None
         row["draws"] = sum(e["draws"] for e in found)
@@ -622,8 +680,16 @@ def cosine(results: Results) -> Chart | None:
     layers = [
         base.transform_filter("isValid(datum.theory)")
         .mark_line(strokeWidth=1.2, strokeDash=[2, 3])
-        .encode(x=x, y=alt.Y("theory:Q", scale=y_scale, axis=y_axis), color=kit.colour(), opacity=kit.opacity(0.8), detail="method:N"),
-        base.mark_rule(strokeWidth=1.5).encode(x=x, y="low:Q", y2="high:Q", color=kit.colour(), opacity=kit.opacity(0.9)),
+        .encode(
+            x=x,
+            y=alt.Y("theory:Q", scale=y_scale, axis=y_axis),
+            color=kit.colour(),
+            opacity=kit.opacity(0.8),
+            detail="method:N",
+        ),
+        base.mark_rule(strokeWidth=1.5).encode(
+            x=x, y="low:Q", y2="high:Q", color=kit.colour(), opacity=kit.opacity(0.9)
+        ),
         base.mark_line(strokeWidth=2).encode(x=x, y=y, color=kit.colour(), opacity=kit.opacity(0.9)),
         base.mark_point(filled=True, size=70).encode(
             x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip
@@ -687,14 +753,19 @@ def quotient(results: Results) -> Chart | None:
     ]
     base = alt.Chart()
     specs = {}
-    for name, key, title in (("error", "error", "relative error of ΔL/dw"), ("wrong sign", "wrong sign", "weights with the wrong sign")):
+    for name, key, title in (
+        ("error", "error", "relative error of ΔL/dw"),
+        ("wrong sign", "wrong sign", "weights with the wrong sign"),
+    ):
         scale = alt.Scale(type="log", nice=True) if key == "error" else alt.Scale(zero=True, nice=True)
         errors = [v for r in rows for v in (r["low"], r["high"])]
         axis = _log_axis(title, errors, SHARE) if key == "error" else alt.Axis(title=title, format="~%", tickCount=5)
         y = alt.Y(f"{key}:Q", scale=scale, axis=axis)
         line = base.mark_line(strokeWidth=2, color=alt.expr("ink")).encode(x=x, y=y)
         dots = base.mark_point(filled=True, size=70, color=alt.expr("ink"), opacity=1).encode(x=x, y=y, tooltip=tooltip)
-        band = base.mark_area(opacity=0.14, color=alt.expr("ink")).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2="high:Q")
+        band = base.mark_area(opacity=0.14, color=alt.expr("ink")).encode(
+            x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2="high:Q"
+        )
         specs[name] = kit.finish([band, line, dots] if key == "error" else [line, dots], 320)
     best, largest = min(rows, key=lambda r: r["error"]), rows[-1]
     text = (
@@ -711,7 +782,6 @@ def quotient(results: Results) -> Chart | None:
         specs,
         [("show", ["error", "wrong sign"])],
     )
-
 
 
 def _tiny_percent(share: float) -> str:
@@ -760,22 +830,24 @@ def growth(results: Results) -> Chart | None:
     plain = alt.Chart()
     measured = plain.transform_filter("datum.bound == 'measured'")
     layers = [
-        plain.transform_filter("isValid(datum.fit)").mark_line(strokeWidth=1.2, strokeDash=[2, 3]).encode(
-            x=x, y=alt.Y("fit:Q", scale=y_scale, axis=y_axis), color=kit.colour(), opacity=kit.opacity(0.8)
-        ),
-        measured.transform_filter("isValid(datum.low) && isValid(datum.high)").mark_rule(strokeWidth=1.5).encode(
-            x=x, y="low:Q", y2="high:Q", color=kit.colour(), opacity=kit.opacity(0.9)
-        ),
+        plain.transform_filter("isValid(datum.fit)")
+        .mark_line(strokeWidth=1.2, strokeDash=[2, 3])
+        .encode(x=x, y=alt.Y("fit:Q", scale=y_scale, axis=y_axis), color=kit.colour(), opacity=kit.opacity(0.8)),
+        measured.transform_filter("isValid(datum.low) && isValid(datum.high)")
+        .mark_rule(strokeWidth=1.5)
+        .encode(x=x, y="low:Q", y2="high:Q", color=kit.colour(), opacity=kit.opacity(0.9)),
         measured.mark_point(filled=True, size=70).encode(
             x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip
         ),
-        plain.transform_filter("datum.bound != 'measured'").mark_point(size=70, filled=False, strokeWidth=1.5).encode(
-            x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip
-        ),
-        plain.transform_filter("datum.bound == 'at least'").mark_text(text="↑", dy=-13, fontSize=14).encode(
-            x=x, y=y, color=kit.colour(), opacity=kit.opacity()
-        ),
-        alt.Chart(alt.InlineData([{"one": 1}])).mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.6).encode(y="one:Q"),
+        plain.transform_filter("datum.bound != 'measured'")
+        .mark_point(size=70, filled=False, strokeWidth=1.5)
+        .encode(x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip),
+        plain.transform_filter("datum.bound == 'at least'")
+        .mark_text(text="↑", dy=-13, fontSize=14)
+        .encode(x=x, y=y, color=kit.colour(), opacity=kit.opacity()),
+        alt.Chart(alt.InlineData([{"one": 1}]))
+        .mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.6)
+        .encode(y="one:Q"),
     ]
     if fits:
         label = results.nudge if results.nudge in fits else next(iter(fits))
@@ -825,7 +897,9 @@ def failures(results: Results) -> Chart | None:
     x = alt.X(
         "rate:N",
         sort=[r["rate"] for r in sorted(rows, key=lambda r: r["factor"])],
-        axis=alt.Axis(title="learning rate ÷ tuned learning rate", labelAngle=0, ticks=False, domain=False, labelOverlap="greedy"),
+        axis=alt.Axis(
+            title="learning rate ÷ tuned learning rate", labelAngle=0, ticks=False, domain=False, labelOverlap="greedy"
+        ),
     )
     y = _methods_axis(list(dict.fromkeys(r["method"] for r in rows)))
     tooltip = [
@@ -837,9 +911,15 @@ def failures(results: Results) -> Chart | None:
     base = alt.Chart()
     layers = [
         base.mark_rect(stroke=alt.expr("paper"), strokeWidth=2, cornerRadius=4).encode(
-            x=x, y=y, color=alt.Color("share:Q", legend=None, scale=alt.Scale(domain=[0, 1], range="ramp", interpolate="rgb")), opacity=kit.opacity(), tooltip=tooltip
+            x=x,
+            y=y,
+            color=alt.Color("share:Q", legend=None, scale=alt.Scale(domain=[0, 1], range="ramp", interpolate="rgb")),
+            opacity=kit.opacity(),
+            tooltip=tooltip,
         ),
-        base.mark_text(fontSize=11, color=alt.expr("datum.share > (luminance(paper) > 0.5 ? 0.7 : 0.5) ? paper : ink")).encode(x=x, y=y, text="text:N", opacity=kit.opacity()),
+        base.mark_text(
+            fontSize=11, color=alt.expr("datum.share > (luminance(paper) > 0.5 ? 0.7 : 0.5) ? paper : ink")
+        ).encode(x=x, y=y, text="text:N", opacity=kit.opacity()),
     ]
     factors = len({r["factor"] for r in rows})
     shares = {
@@ -851,9 +931,7 @@ def failures(results: Results) -> Chart | None:
     if shares[worst] == shares[best]:
         text = f"Over {factors} learning rates every method misses the target in {percent(shares[best])} of its runs."
     else:
-        text = (
-            f"Over {factors} learning rates {best} misses the target in {percent(shares[best])} of its runs, {worst} in {percent(shares[worst])}."
-        )
+        text = f"Over {factors} learning rates {best} misses the target in {percent(shares[best])} of its runs, {worst} in {percent(shares[worst])}."
     text += f" {total} runs diverged." if total != 1 else " One run diverged."
     return Chart(
         "failures",
@@ -884,14 +962,26 @@ def landscape(results: Results) -> Chart | None:
             continue
         points = _thin(list(zip(p["x"], p["y"], p["loss"], p["forwards"], strict=True)), 160)
         for i, (x, y, value, forwards) in enumerate(points):
-            row = {"method": p["method"], "order": i, "x": x, "y": y, "loss": value, "forwards": forwards, "end": i == len(points) - 1}
+            row = {
+                "method": p["method"],
+                "order": i,
+                "x": x,
+                "y": y,
+                "loss": value,
+                "forwards": forwards,
+                "end": i == len(points) - 1,
+            }
             rows.append(row)
         if points:
             ends[p["method"]] = (points[-1][2], points[-1][3])
     names = [_short(n) for n in found["names"]]
     domain_x, domain_y = [float(xs.min()), float(xs.max())], [float(ys.min()), float(ys.max())]
-    x = alt.X("x:Q", scale=alt.Scale(domain=domain_x, nice=False), axis=alt.Axis(title=names[0], grid=False, tickCount=5))
-    y = alt.Y("y:Q", scale=alt.Scale(domain=domain_y, nice=False), axis=alt.Axis(title=names[1], grid=False, tickCount=5))
+    x = alt.X(
+        "x:Q", scale=alt.Scale(domain=domain_x, nice=False), axis=alt.Axis(title=names[0], grid=False, tickCount=5)
+    )
+    y = alt.Y(
+        "y:Q", scale=alt.Scale(domain=domain_y, nice=False), axis=alt.Axis(title=names[1], grid=False, tickCount=5)
+    )
     tooltip = [
         alt.Tooltip("method:N"),
         alt.Tooltip("forwards:Q", format=",.0f"),
@@ -899,13 +989,22 @@ def landscape(results: Results) -> Chart | None:
         alt.Tooltip("x:Q", format=".3~g", title=names[0]),
         alt.Tooltip("y:Q", format=".3~g", title=names[1]),
     ]
-    ground = alt.Chart(alt.NamedData("cells")).mark_rect(clip=True).encode(
-        x=x,
-        x2="x2:Q",
-        y=y,
-        y2="y2:Q",
-        color=alt.Color("level:Q", legend=None, scale=alt.Scale(domain=[0, 11], range="heatmap", interpolate="rgb")),
-        tooltip=[alt.Tooltip("low:Q", format=".3~g", title="loss from"), alt.Tooltip("high:Q", format=".3~g", title="to")],
+    ground = (
+        alt.Chart(alt.NamedData("cells"))
+        .mark_rect(clip=True)
+        .encode(
+            x=x,
+            x2="x2:Q",
+            y=y,
+            y2="y2:Q",
+            color=alt.Color(
+                "level:Q", legend=None, scale=alt.Scale(domain=[0, 11], range="heatmap", interpolate="rgb")
+            ),
+            tooltip=[
+                alt.Tooltip("low:Q", format=".3~g", title="loss from"),
+                alt.Tooltip("high:Q", format=".3~g", title="to"),
+            ],
+        )
     )
     base = alt.Chart()
     line: dict[str, Any] = {"x": x, "y": y, "order": alt.Order("order:Q"), "detail": "method:N"}
@@ -914,12 +1013,14 @@ def landscape(results: Results) -> Chart | None:
         base.mark_line(strokeWidth=4.5, clip=True, color=alt.expr("paper")).encode(opacity=kit.opacity(0.7), **line),
         base.mark_line(strokeWidth=2, clip=True).encode(color=kit.colour(), opacity=kit.opacity(), **line),
         base.mark_point(size=26, opacity=0, filled=True, clip=True).encode(x=x, y=y, tooltip=tooltip),
-        base.transform_filter("datum.end").mark_point(size=110, filled=True, clip=True, stroke=alt.expr("paper"), strokeWidth=1.5).encode(
-            x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip
-        ),
-        base.transform_filter("datum.order == 0").mark_point(size=60, filled=True, color=alt.expr("ink"), stroke=alt.expr("paper"), strokeWidth=1.5, opacity=1, clip=True).encode(
-            x=x, y=y
-        ),
+        base.transform_filter("datum.end")
+        .mark_point(size=110, filled=True, clip=True, stroke=alt.expr("paper"), strokeWidth=1.5)
+        .encode(x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip),
+        base.transform_filter("datum.order == 0")
+        .mark_point(
+            size=60, filled=True, color=alt.expr("ink"), stroke=alt.expr("paper"), strokeWidth=1.5, opacity=1, clip=True
+        )
+        .encode(x=x, y=y),
     ]
     if ends:
         low, high = min(ends, key=lambda m: ends[m][0]), max(ends, key=lambda m: ends[m][0])
@@ -956,7 +1057,14 @@ def _bands(xs: Any, ys: Any, loss: Any, fine: int = 150, count: int = 12) -> lis
             level = int(line[start])
             if level >= 0:
                 x, x2 = fine_x[start] - half_x, fine_x[stop - 1] + half_x
-                cell = {"x": x, "x2": x2, "y": y - half_y, "y2": y + half_y, "low": edges[level], "high": edges[level + 1]}
+                cell = {
+                    "x": x,
+                    "x2": x2,
+                    "y": y - half_y,
+                    "y2": y + half_y,
+                    "low": edges[level],
+                    "high": edges[level + 1],
+                }
                 cells.append({k: significant(float(v), 4) for k, v in cell.items()} | {"level": level})
     return cells
 
@@ -982,14 +1090,20 @@ def tuning(results: Results) -> Chart | None:
             "chosen": t["chosen"],
             "forwards": t["forwards"],
             "seconds": t["seconds"],
-            "settings": ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in t["settings"].items()),
+            "settings": ", ".join(
+                f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in t["settings"].items()
+            ),
         }
         for t in sorted(results.tunings, key=lambda t: (t["chosen"], t["trial"]))
     ]
     x = alt.X(
         "score:Q",
         scale=alt.Scale(zero=False, nice=True),
-        axis=alt.Axis(title="validation accuracy of a trial" if accuracy else "validation loss of a trial", format=".0%" if accuracy else "~g", tickCount=5),
+        axis=alt.Axis(
+            title="validation accuracy of a trial" if accuracy else "validation loss of a trial",
+            format=".0%" if accuracy else "~g",
+            tickCount=5,
+        ),
     )
     known = [m for m in results.labels if any(t["method"] == m for t in results.tunings)]
     y = _methods_axis(known + [m for m in dict.fromkeys(t["method"] for t in results.tunings) if m not in known])
@@ -1003,10 +1117,12 @@ def tuning(results: Results) -> Chart | None:
     ]
     base = alt.Chart().transform_filter("isValid(datum.score)")
     layers = [
-        base.mark_tick(thickness=2, size=16).encode(x=x, y=y, color=kit.colour(), opacity=kit.opacity(0.55), tooltip=tooltip),
-        base.transform_filter("datum.chosen").mark_point(filled=True, size=90).encode(
-            x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip
+        base.mark_tick(thickness=2, size=16).encode(
+            x=x, y=y, color=kit.colour(), opacity=kit.opacity(0.55), tooltip=tooltip
         ),
+        base.transform_filter("datum.chosen")
+        .mark_point(filled=True, size=90)
+        .encode(x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip),
     ]
     spent = defaultdict(float)
     for t in results.tunings:

@@ -109,7 +109,10 @@ class Results:
             (self.estimates, "No estimate was held against the exact gradient."),
             (self.biases, "The difference quotient was not held against the exact derivative."),
             ([e for e in self.ends if e["study"] == "width"], "No network was trained at several widths."),
-            ([e for e in self.ends if e["study"] == "learning-rate"], "No method was tried over several learning rates."),
+            (
+                [e for e in self.ends if e["study"] == "learning-rate"],
+                "No method was tried over several learning rates.",
+            ),
             (self.landscapes, "The landscape of two weights was not recorded."),
             (self.tunings, "No settings were tuned in this run; the methods ran with the settings shown in the table."),
         ]

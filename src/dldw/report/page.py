@@ -158,7 +158,9 @@ def _settings(record: Any) -> str:
 
 def _linked(paper: str) -> Markup:
     text = str(escape(paper))
-    return Markup(re.sub(r"arXiv (\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1" rel="noreferrer">arXiv \1</a>', text))
+    return Markup(
+        re.sub(r"arXiv (\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1" rel="noreferrer">arXiv \1</a>', text)
+    )
 
 
 def _measured(results: Results) -> list[tuple[str, str]]:
@@ -166,7 +168,11 @@ def _measured(results: Results) -> list[tuple[str, str]]:
     run, task = results.run, results.task
     machine, config = run["machine"], run["config"]
     budget = config.get("budget")
-    words = ", ".join(f"{k} {number(v) if isinstance(v, int | float) else v}" for k, v in budget.items()) if isinstance(budget, dict) else str(budget)
+    words = (
+        ", ".join(f"{k} {number(v) if isinstance(v, int | float) else v}" for k, v in budget.items())
+        if isinstance(budget, dict)
+        else str(budget)
+    )
     memory = machine.get("memory")
     seeds = config.get("seeds")
     lines = [
@@ -183,5 +189,11 @@ def _measured(results: Results) -> list[tuple[str, str]]:
     ]
     if task is not None:
         split = f"{number(task['train_examples'])} training and {number(task['test_examples'])} test examples"
-        lines.insert(0, ("Task", f"{task['task']}: {task['summary']} {number(task['weights'])} weights, batches of {task['batch_size']}, {split}"))
+        lines.insert(
+            0,
+            (
+                "Task",
+                f"{task['task']}: {task['summary']} {number(task['weights'])} weights, batches of {task['batch_size']}, {split}",
+            ),
+        )
     return lines

@@ -146,7 +146,9 @@ def passes(results: Results) -> Verdict:
         f"worth of floating-point operations; the one-weight step takes {times(own['time_ratio'])} and "
         f"{number(own['forwards_measured'])}. The backward pass is not free."
     )
-    spread = f"middle half {number(base['time_ratio_low'])} to {number(base['time_ratio_high'])}, {base['repeats']} repeats"
+    spread = (
+        f"middle half {number(base['time_ratio_low'])} to {number(base['time_ratio_high'])}, {base['repeats']} repeats"
+    )
     return Verdict(claim, ruling, f"{times(base['time_ratio'])} two forwards", spread, meaning, rule)
 
 
@@ -168,7 +170,9 @@ def noise(results: Results) -> Verdict:
     if cosine is not None:
         bound = cosine.high if cosine.known else max(e["cosine_high"] for e in _estimates(results))
         rough = bound < EXACT_COSINE
-        facts.append(f"one estimate points along the gradient with a cosine of {number(cosine.value)}{_variance(results)}")
+        facts.append(
+            f"one estimate points along the gradient with a cosine of {number(cosine.value)}{_variance(results)}"
+        )
     if quotient is not None:
         rough = bool(rough) or quotient["relative_error"] > EXACT_QUOTIENT
         facts.append(
@@ -354,7 +358,9 @@ def _not_shown(claim: str, rule: str, why: str) -> Verdict:
 
 
 def _power(claim: str, rule: str, ruling: Ruling, growth: Growth, meaning: str) -> Verdict:
-    return Verdict(claim, ruling, power(growth.exponent.value), f"exponent: {between(growth.exponent, _hundredths)}", meaning, rule)
+    return Verdict(
+        claim, ruling, power(growth.exponent.value), f"exponent: {between(growth.exponent, _hundredths)}", meaning, rule
+    )
 
 
 def _hundredths(x: float) -> str:

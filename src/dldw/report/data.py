@@ -33,6 +33,7 @@ from dldw.errors import DldwError
 
 RESULTS = "results.jsonl"
 DRAWS = 4000
+NUDGE_LIMIT = 0.1 + 1e-6  # the question draws dw from U(-0.1, 0.1)
 Floats = NDArray[np.float64]
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dldw.report.data import (
+    NUDGE_LIMIT,
     Growth,
     Interval,
     Reach,
@@ -155,13 +156,13 @@ def noise(results: Results) -> Verdict:
     claim = "The difference quotient is only an approximation, and its noise can make training fail."
     rule = (
         "Two parts. Approximation: the interval of the one-weight estimate's cosine to the exact gradient stays below "
-        f"{EXACT_COSINE}, or its quotient is off by more than {percent(EXACT_QUOTIENT)} at the largest nudge. Failure: over the same "
+        f"{EXACT_COSINE}, or its quotient is off by more than {percent(EXACT_QUOTIENT)} at the largest nudge up to 0.1, the question's. Failure: over the same "
         "learning rates and seeds, a larger share of its runs misses the target than of back-propagation's, and the interval of the difference "
         "(seeds resampled) is above 0. Holds with both, holds partly with one, does not hold with neither; what was not measured counts as open, "
         "and with an open part the claim holds at most partly. A missed target may also mean too small a budget; diverged runs are named."
     )
     cosine = bootstrap(e["cosine"] for e in _estimates(results)) if _estimates(results) else None
-    quotient = max(_biases(results), key=lambda b: b["nudge"], default=None)
+    quotient = max(_biases(results), key=lambda b: (b["nudge"] <= NUDGE_LIMIT, b["nudge"]), default=None)
     failures = _failures(results)
     rough: bool | None = None
     facts = []

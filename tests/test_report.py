@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.made_up import BACKPROP, NUDGE, World, made_up, save
 
 from dldw.errors import DldwError
 from dldw.report.data import Results, number, percent, read, size
-from tests.made_up import BACKPROP, NUDGE, World, made_up, save
 
 pytest.importorskip("altair", reason="the report's extra is not installed")
 
-from dldw.report import write  # noqa: E402
-from dldw.report.charts import CHARTS, Chart, charts, looks  # noqa: E402
-from dldw.report.page import render  # noqa: E402
+from dldw.report import write
+from dldw.report.charts import CHARTS, Chart, charts, looks
+from dldw.report.page import render
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,11 @@ def test_a_line_damaged_in_the_middle_is_refused_with_its_number(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("found", "text"),
-    [(2, "has format 2, and this version of dldw reads format 1.*Update dldw"), (0, "Use the dldw 0.1.0 that wrote it"), (None, "has format None")],
+    [
+        (2, "has format 2, and this version of dldw reads format 1.*Update dldw"),
+        (0, "Use the dldw 0.1.0 that wrote it"),
+        (None, "has format None"),
+    ],
 )
 def test_another_format_is_refused_with_the_reason(tmp_path: Path, found: Any, text: str) -> None:
     records = made_up()
@@ -91,7 +95,7 @@ def test_another_format_is_refused_with_the_reason(tmp_path: Path, found: Any, t
 @pytest.mark.parametrize("content", ["", "\n", '{"kind": "note", "text": "no run"}\n', '{"kind": "ru'])
 def test_results_without_a_run_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "results.jsonl").write_text(content, encoding="utf-8")
-    with pytest.raises(DldwError, match="does not begin with the record of a run.*dldw compare"):
+    with pytest.raises(DldwError, match=r"does not begin with the record of a run.*dldw compare"):
         read(tmp_path)
 
 
@@ -105,7 +109,11 @@ def test_what_a_resumed_run_recorded_twice_counts_once(results: Any, tmp_path: P
     records = made_up()
     save(records[:-1] + records[5:], tmp_path)
     twice = read(tmp_path)
-    assert (len(twice.ends), len(twice.evaluations), len(twice.costs)) == (len(once.ends), len(once.evaluations), len(once.costs))
+    assert (len(twice.ends), len(twice.evaluations), len(twice.costs)) == (
+        len(once.ends),
+        len(once.evaluations),
+        len(once.costs),
+    )
 
 
 def test_kinds_of_record_from_later_versions_are_passed_over(results: Any, tmp_path: Path) -> None:
@@ -129,7 +137,9 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(DldwError, match=r"cannot write .*report\.html: No space left on device\. The results are untouched"):
+    with pytest.raises(
+        DldwError, match=r"cannot write .*report\.html: No space left on device\. The results are untouched"
+    ):
         write(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "results.jsonl"]
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "old"
@@ -146,13 +156,16 @@ def test_the_page_is_small_and_whole(whole: Path) -> None:
 
 
 def test_torch_is_not_imported(whole: Path) -> None:
-    code = f"import sys, pathlib, dldw.report as r; r.write(pathlib.Path({str(whole.parent)!r})); sys.exit('torch' in sys.modules)"
+    code = (
+        f"import sys, pathlib, dldw.report as r; r.write(pathlib.Path({str(whole.parent)!r})); sys.exit('torch' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_names_from_the_user_cannot_become_markup(tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script>"
-    text = json.dumps([r for r in made_up()]).replace("random-search", evil.replace('"', '\\"'))
+    text = json.dumps(made_up()).replace("random-search", evil.replace('"', '\\"'))
     save(json.loads(text), tmp_path)
     page = write(tmp_path).read_text(encoding="utf-8")
     assert evil not in page
@@ -164,9 +177,18 @@ def test_names_from_the_user_cannot_become_markup(tmp_path: Path) -> None:
 
 def test_the_page_opens_with_the_question_and_its_source(whole: Path) -> None:
     text = unescape(whole.read_text(encoding="utf-8"))
-    assert text.index("AI Stack Exchange, 2020") < text.index("<h1>The question, answered</h1>") < text.index('id="claim-1"')
+    assert (
+        text.index("AI Stack Exchange, 2020")
+        < text.index("<h1>The question, answered</h1>")
+        < text.index('id="claim-1"')
+    )
     assert len(re.findall(r'<article class="claim"', text)) == 8
-    for said in ("Not in this run: no method of these families", "Not in this run: no reversible layer", "dldw 0.1.0, torch 2.9.0", "a made-up processor"):
+    for said in (
+        "Not in this run: no method of these families",
+        "Not in this run: no reversible layer",
+        "dldw 0.1.0, torch 2.9.0",
+        "a made-up processor",
+    ):
         assert said in text
 
 
@@ -189,9 +211,26 @@ def test_what_is_missing_is_said(results: Any, kind: str, said: str) -> None:
 
 def test_every_kind_of_record_has_its_chart(results: Any) -> None:
     drawn = {chart.id for chart in charts(results())}
-    assert drawn == {"curves", "target", "cost", "memory", "cosine", "quotient", "growth", "failures", "landscape", "tuning"}
+    assert drawn == {
+        "curves",
+        "target",
+        "cost",
+        "memory",
+        "cosine",
+        "quotient",
+        "growth",
+        "failures",
+        "landscape",
+        "tuning",
+    }
     assert len(CHARTS) == len(drawn)
-    for kind, gone in (("cost", {"cost", "memory"}), ("estimate", {"cosine"}), ("bias", {"quotient"}), ("landscape", {"landscape"}), ("tuning", {"tuning"})):
+    for kind, gone in (
+        ("cost", {"cost", "memory"}),
+        ("estimate", {"cosine"}),
+        ("bias", {"quotient"}),
+        ("landscape", {"landscape"}),
+        ("tuning", {"tuning"}),
+    ):
         assert {chart.id for chart in charts(results(without=[kind]))} == drawn - gone
 
 
@@ -200,7 +239,13 @@ def test_sentences_come_from_the_figures(results: Any) -> None:
         return {chart.id: chart.sentence for chart in charts(results(w))}
 
     first = said(World())
-    second = said(World(work={m: 3 * v for m, v in World().work.items()}, ratio={m: 2 * v for m, v in World().ratio.items()}, quotient=0.2))
+    second = said(
+        World(
+            work={m: 3 * v for m, v in World().work.items()},
+            ratio={m: 2 * v for m, v in World().ratio.items()},
+            quotient=0.2,
+        )
+    )
     for name in ("curves", "target", "cost", "quotient"):
         assert re.search(r"\d", first[name])
         assert first[name] != second[name]
@@ -234,7 +279,13 @@ def test_choices_lead_to_specifications(results: Any) -> None:
 def test_a_run_with_one_method_and_one_seed_gives_a_page(results: Any) -> None:
     found = results(World(seeds=1))
     keep = BACKPROP
-    alone = Results(run=found.run, methods=[m for m in found.methods if m["method"] == keep], tasks=found.tasks[:1], evaluations=[e for e in found.evaluations if e["method"] == keep], ends=[e for e in found.ends if e["method"] == keep])
+    alone = Results(
+        run=found.run,
+        methods=[m for m in found.methods if m["method"] == keep],
+        tasks=found.tasks[:1],
+        evaluations=[e for e in found.evaluations if e["method"] == keep],
+        ends=[e for e in found.ends if e["method"] == keep],
+    )
     assert "The question, answered" in render(alone)
 
 
@@ -275,14 +326,22 @@ def test_methods_keep_their_look(results: Any) -> None:
 
 SIMULATED = {  # Machado, Oliveira and Fernandes 2009, severity 1
     "normal": np.eye(3),
-    "protan": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
-    "deutan": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
+    "protan": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deutan": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
 }
 
 
 def palette(theme: str) -> tuple[list[str], str]:
     css = (files("dldw.report") / "page.css").read_text(encoding="utf-8")
-    block = re.search(r':root\[data-theme="dark"\] \{(.*?)\n\}', css, re.S) if theme == "dark" else re.search(r":root \{(.*?)\n\}", css, re.S)
+    block = (
+        re.search(r':root\[data-theme="dark"\] \{(.*?)\n\}', css, re.S)
+        if theme == "dark"
+        else re.search(r":root \{(.*?)\n\}", css, re.S)
+    )
     assert block is not None
     values = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block[1]))
     return [values[f"m{i}"] for i in range(9)], values["card"]
@@ -294,7 +353,9 @@ def linear(colour: str) -> Any:
 
 
 def lab(rgb: Any) -> Any:
-    matrix = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+    matrix = np.array(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    )
     xyz = matrix @ np.clip(rgb, 0, 1) / np.array([0.95047, 1.0, 1.08883])
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
@@ -308,10 +369,21 @@ def test_methods_can_be_told_apart_by_every_eye(theme: str, eye: str) -> None:
     close = {(i, j): np.linalg.norm(seen[i] - seen[j]) for i, j in combinations(range(9), 2)}
     assert min(close.values()) > 15, min(close, key=lambda pair: close[pair])
     for colour in colours:
-        light, dark = sorted((float(np.array([0.2126, 0.7152, 0.0722]) @ linear(c)) + 0.05 for c in (colour, card)), reverse=True)
+        light, dark = sorted(
+            (float(np.array([0.2126, 0.7152, 0.0722]) @ linear(c)) + 0.05 for c in (colour, card)), reverse=True
+        )
         assert light / dark > 2.5, colour
 
 
 def test_figures_read_as_a_person_writes_them() -> None:
-    assert [number(v) for v in (0, 0.0123, 9.87, 74.2, 12345, 3.2e6, math.inf, -0.5)] == ["0", "0.012", "9.9", "74.2", "12,300", "3.2\u00a0million", "∞", "−0.5"]
+    assert [number(v) for v in (0, 0.0123, 9.87, 74.2, 12345, 3.2e6, math.inf, -0.5)] == [
+        "0",
+        "0.012",
+        "9.9",
+        "74.2",
+        "12,300",
+        "3.2\u00a0million",
+        "∞",
+        "−0.5",
+    ]
     assert (percent(0.931, 1), size(61 * 1024), size(3 * 2**20)) == ("93.1\u00a0%", "61\u00a0KiB", "3\u00a0MiB")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.made_up import BACKPROP, NUDGE, made_up, save
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -54,7 +53,9 @@ class Visit:
         self.complaints: list[str] = []
         self.warnings: list[str] = []
         self.requests: list[str] = []
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True)
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True
+        )
         self.page = self.context.new_page()
         self.page.on("console", lambda m: self.hear(m.type, m.text))
         self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
@@ -100,8 +101,10 @@ def test_it_draws_without_complaint_request_or_overflow(visit: Any, width: int, 
     for chart in CHARTS:
         assert seen.marks(chart) > 5, chart
         inside = seen.page.evaluate(
-            """id => { const svg = document.querySelector(`#${id} .plot svg`).getBoundingClientRect(),
-              plot = document.querySelector(`#${id} .plot`).getBoundingClientRect(); return svg.right - plot.right; }""",
+            """id => {
+              const right = (what) => document.querySelector(`#${id} ${what}`).getBoundingClientRect().right;
+              return right(".plot svg") - right(".plot");
+            }""",
             chart,
         )
         assert inside < 1.5, (chart, inside)
@@ -115,11 +118,13 @@ def test_it_draws_without_complaint_request_or_overflow(visit: Any, width: int, 
 OVERLAPS = """() => {
   const found = [];
   for (const svg of document.querySelectorAll(".plot svg")) {
-    const texts = [...svg.querySelectorAll("text")].filter((t) => t.textContent.trim() && Number(getComputedStyle(t).opacity) > 0.05);
+    const texts = [...svg.querySelectorAll("text")]
+      .filter((t) => t.textContent.trim() && Number(getComputedStyle(t).opacity) > 0.05);
     const boxes = texts.map((t) => [t.textContent, t.getBoundingClientRect()]).filter(([, b]) => b.width > 0);
     for (let i = 0; i < boxes.length; i++) for (let j = i + 1; j < boxes.length; j++) {
       const [a, p] = boxes[i], [b, q] = boxes[j];
-      const x = Math.min(p.right, q.right) - Math.max(p.left, q.left), y = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
+      const x = Math.min(p.right, q.right) - Math.max(p.left, q.left);
+      const y = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
       if (x > 1 && y > 3) found.push(svg.closest("figure").id + ": " + a + " / " + b);
     }
   }

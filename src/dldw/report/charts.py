@@ -60,7 +60,7 @@ SLOTS = {
 """The colour a method has in every report; others, and a second variant of the same, take what is free."""
 
 
-COUNT = "replace(format(datum.value, '~s'), 'G', 'B')"
+COUNT = "datum.value < 1 ? format(datum.value, '~g') : replace(format(datum.value, '~s'), 'G', 'B')"
 SMALL = "format(datum.value, datum.value < 1e-3 ? '.0e' : '~g')"
 SHARE = "format(datum.value, datum.value < 1e-4 ? '.0e' : '~%')"
 
@@ -177,7 +177,8 @@ class Kit:
     @staticmethod
     def opacity(value: float = 1.0) -> Any:
         """Full for the method pointed at, faint for the others."""
-        return alt.condition("focus == '' || focus == datum.method", alt.value(value), alt.value(value * 0.12))
+        near = {"test": "focus == '' || focus == datum.method", "value": value}
+        return alt.OpacityValue(value * 0.12, condition=near)
 
     def finish(self, layers: Sequence[Any], height: int = 320, **parameters: Any) -> dict[str, Any]:
         """One specification of these layers, filtered by what the reader left on; further parameters by name."""
@@ -193,7 +194,8 @@ def _for_tasks(tasks: Iterable[str], specs: dict[str, dict[str, Any]]) -> dict[s
     """Each specification for each task: their parameter ``task`` is all that differs."""
     return {
         f"{task}/{key}".removesuffix("/"): {
-            **spec, "params": [{**p, "value": task} if p["name"] == "task" else p for p in spec["params"]]
+            **spec,
+            "params": [{**p, "value": task} if p["name"] == "task" else p for p in spec["params"]],
         }
         for task in tasks
         for key, spec in specs.items()
@@ -210,7 +212,7 @@ def _log_axis(title: str, values: Sequence[float], label: str = COUNT) -> Any:
     return alt.Axis(
         title=title,
         tickCount=8,
-        labelExpr=f"{labelled} ? {label} : ''",
+        labelExpr=f"{labelled} ? ({label}) : ''",
         gridOpacity=alt.condition(power_of_ten, alt.value(1), alt.value(0.4 if narrow else 0)),
     )
 
@@ -251,13 +253,17 @@ def learning_curves(results: Results) -> Chart | None:
     if not rows or results.task is None:
         return None
     tasks = list(dict.fromkeys(r["task"] for r in rows))
-    specs = {f"{metric}/{axis}": _curve_spec(kit, metric, axis, [r[axis] for r in rows]) for metric in metrics for axis in AXES}
+    specs = {
+        f"{metric}/{axis}": _curve_spec(kit, metric, axis, [r[axis] for r in rows])
+        for metric in metrics
+        for axis in AXES
+    }
     return Chart(
         "curves",
         "Learning, by what it costs",
         _curve_sentence(results, rows),
-        "Line: median over seeds. Band: from the lowest to the highest seed. A forward-pass equivalent is one forward pass "
-        "over a batch; a backward pass counts as two.",
+        "Line: median over seeds. Band: from the lowest to the highest seed. A forward-pass equivalent is one "
+        "forward pass over a batch; a backward pass counts as two.",
         {"rows": rows, "levels": _levels(results, tasks, metrics)},
         _for_tasks(tasks, specs),
         [("task", tasks), ("show", metrics), ("against", list(AXES))],
@@ -272,7 +278,8 @@ def _levels(results: Results, tasks: list[str], metrics: list[str]) -> list[Row]
         record = next((t for t in results.tasks if t["task"] == task), None)
         for metric in metrics:
             show: Callable[[float], str] = percent if metric == "accuracy" else number
-            start = [e[metric] for e in results.evaluations if e["task"] == task and e["study"] == "curves" and e["step"] == 0]  # type: ignore[literal-required]
+            curves: list[Any] = [e for e in results.evaluations if e["task"] == task and e["study"] == "curves"]
+            start = [e[metric] for e in curves if e["step"] == 0]
             known = [v for v in start if v is not None]
             if known:
                 levels.append({"task": task, "metric": metric, "what": "untrained", "level": float(np.median(known))})
@@ -300,7 +307,9 @@ def _curve_rows(results: Results, kit: Kit) -> tuple[list[Row], list[str]]:
                 if step in runs:
                     last[seed] = runs[step]
                 elif (task, method, seed) not in ended:
-                    last.pop(seed, None)  # an unfinished run says nothing of later steps, an ended one stays where it was
+                    last.pop(
+                        seed, None
+                    )  # an unfinished run says nothing of later steps, an ended one stays where it was
             now = [e for e in last.values() if e["step"] == step]
             if not now:
                 continue
@@ -310,7 +319,11 @@ def _curve_rows(results: Results, kit: Kit) -> tuple[list[Row], list[str]]:
                 values = [math.inf if e[metric] is None else e[metric] for e in last.values()]
                 finite = [v for v in values if math.isfinite(v)]
                 if finite and math.isfinite(float(np.median(values))):
-                    row |= {metric: float(np.median(values)), f"{metric} low": min(finite), f"{metric} high": max(finite)}
+                    row |= {
+                        metric: float(np.median(values)),
+                        f"{metric} low": min(finite),
+                        f"{metric} high": max(finite),
+                    }
             row["seeds"] = len(last)
             whole.append(row)
         thinned = _thin(whole)
@@ -343,17 +356,28 @@ def _curve_spec(kit: Kit, metric: str, axis: str, reach: list[float]) -> dict[st
         base.mark_line(strokeWidth=2, clip=True).encode(
             x=x, y=y, color=kit.colour(), strokeDash=kit.dash(), opacity=kit.opacity(), detail="method:N"
         ),
-        base.transform_filter("datum.last").mark_point(size=55, filled=True, clip=False).encode(
-            x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip
-        ),
+        base.transform_filter("datum.last")
+        .mark_point(size=55, filled=True, clip=False)
+        .encode(x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip),
         base.mark_point(size=70, filled=True)
-        .encode(x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=alt.condition(near, alt.value(1), alt.value(0)), tooltip=tooltip)
+        .encode(
+            x=x,
+            y=y,
+            color=kit.colour(),
+            shape=kit.shape(),
+            opacity=alt.OpacityValue(0, condition={"param": "near", "empty": False, "value": 1}),
+            tooltip=tooltip,
+        )
         .add_params(near),
     ]
     layers[0] = layers[0].encode(y=alt.Y(f"{metric} low:Q", scale=scale, axis=y_axis))
-    here = alt.Chart(alt.NamedData("levels")).transform_filter(f"datum.task == task && datum.metric == '{metric}'").encode(y="level:Q")
+    here = (
+        alt.Chart(alt.NamedData("levels"))
+        .transform_filter(f"datum.task == task && datum.metric == '{metric}'")
+        .encode(y="level:Q")
+    )
     target, start = here.transform_filter("datum.what == 'target'"), here.transform_filter("datum.what == 'untrained'")
-    above = "bottom" if metric == "accuracy" else "top"
+    above: Any = "bottom" if metric == "accuracy" else "top"
     words: dict[str, Any] = {"color": alt.expr("ink"), "opacity": 0.7, "fontSize": 11}
     layers += [
         here.mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.6),
@@ -370,17 +394,21 @@ def _curve_sentence(results: Results, rows: list[Row]) -> str:
     assert task is not None
     metric = task["metric"]
     show: Callable[[float], str] = (lambda v: percent(v, 1)) if metric == "accuracy" else number
-    own = {m: [r for r in rows if r["method"] == m and r["task"] == task["task"] and metric in r] for m in results.labels}
+    own = {
+        m: [r for r in rows if r["method"] == m and r["task"] == task["task"] and metric in r] for m in results.labels
+    }
     reach = Reach.of(ends_of(results, base)).median()
     if base is not None and math.isfinite(reach):
         others = [m for m in (results.nudge, *results.forwards_only) if m and own[m]]
-        then = {m: max((r for r in own[m] if r["forwards"] <= reach), key=lambda r: r["step"], default=None) for m in others}
+        then = {
+            m: max((r for r in own[m] if r["forwards"] <= reach), key=lambda r: r["step"], default=None) for m in others
+        }
         known = [f"{m} at {show(row[metric])}" for m, row in then.items() if row is not None]
         known[:1] = [k.replace(" at ", " is at ", 1) for k in known[:1]]
         goal = percent(task["target"]) if metric == "accuracy" else number(task["target"])
         text = f"By the time back-propagation is at {goal}, after {number(reach)} forward-pass equivalents"
         if known:
-            return f"{text}, {list_of(known[:4])}."
+            return f"{text}, {list_of(known[:3])}."
     last = sorted((rows[-1][metric], m) for m, rows in own.items() if rows)
     if not last:
         return f"Training on {task['task']} has begun; no figure of it is in yet."
@@ -398,27 +426,44 @@ def time_to_target(results: Results) -> Chart | None:
     rows: list[Row] = []
     for axis in ("forwards", "seconds"):
         key = f"{axis}_to_target"
-        spent = {m: [e["forwards"] if axis == "forwards" else _seconds(results, e) for e in ends] for m, ends in reaches.items()}
+        spent = {
+            m: [e["forwards"] if axis == "forwards" else _seconds(results, e) for e in ends]
+            for m, ends in reaches.items()
+        }
         known = [float(v) for ends in reaches.values() for e in ends if (v := e[key]) is not None]  # type: ignore[literal-required]
         left = 0.6 * min([v for v in known if v > 0] or [1.0])
         right = max([*known, *(v for values in spent.values() for v in values if v), left * 10])
         for method, ends in reaches.items():
             hits = sorted(float(v) for e in ends if (v := e[key]) is not None)  # type: ignore[literal-required]
-            steps = [(left, 0.0), *((v, (i + 1) / len(ends)) for i, v in enumerate(hits)), (right, len(hits) / len(ends))]
+            steps = [
+                (left, 0.0),
+                *((v, (i + 1) / len(ends)) for i, v in enumerate(hits)),
+                (right, len(hits) / len(ends)),
+            ]
             rows += [
                 {"axis": axis, "method": method, "x": x, "share": share, "of": len(ends), "last": i == len(steps) - 1}
                 for i, (x, share) in enumerate(steps)
             ]
-    specs = {axis: _target_spec(kit, axis, [r["x"] for r in rows if r["axis"] == axis]) for axis in ("forwards", "seconds")}
+    specs = {
+        axis: _target_spec(kit, axis, [r["x"] for r in rows if r["axis"] == axis]) for axis in ("forwards", "seconds")
+    }
     fast = sorted((Reach.of(ends).median(), m) for m, ends in reaches.items())
     solved = [(v, m) for v, m in fast if math.isfinite(v)]
     never = [m for m, ends in reaches.items() if not Reach.of(ends).reached]
     if solved:
         text = f"Half of the runs of {solved[0][1]} are there after {number(solved[0][0])} forward-pass equivalents"
-        text += f"; of the methods that get there, {solved[-1][1]} is last with {number(solved[-1][0])}" if len(solved) > 1 else ""
+        text += (
+            f"; of the methods that get there, {solved[-1][1]} is last with {number(solved[-1][0])}"
+            if len(solved) > 1
+            else ""
+        )
     else:
         text = "No method brought half of its runs to the target"
-    text += f". No run of {list_of(never)} got there within its budget." if never else "; every method got there at least once."
+    text += (
+        f". No run of {list_of(never)} got there within its budget."
+        if never
+        else "; every method got there at least once."
+    )
     return Chart(
         "target",
         "Time to target",
@@ -435,7 +480,10 @@ def _seconds(results: Results, end: Any) -> float:
     last = [
         e["seconds"]
         for e in results.evaluations
-        if e["method"] == end["method"] and e["seed"] == end["seed"] and e["study"] == "curves" and e["task"] == end["task"]
+        if e["method"] == end["method"]
+        and e["seed"] == end["seed"]
+        and e["study"] == "curves"
+        and e["task"] == end["task"]
     ]
     return max(last, default=0.0)
 
@@ -479,7 +527,7 @@ def step_cost(results: Results) -> Chart | None:
     kit, costs = Kit(results), _costs(results)
     if not costs:
         return None
-    rows = [
+    rows: list[Row] = [
         {
             "task": c["task"],
             "method": c["method"],
@@ -519,7 +567,9 @@ def step_cost(results: Results) -> Chart | None:
     if wide_range:
         bar = bar.encode(x2=alt.X2Datum(1))
     spread = base.mark_rule(strokeWidth=1.5, color=alt.expr("ink"))
-    diamond = base.mark_point(shape="diamond", filled=True, size=60, fill=alt.expr("paper"), stroke=alt.expr("ink"), strokeWidth=1.3)
+    diamond = base.mark_point(
+        shape="diamond", filled=True, size=60, fill=alt.expr("paper"), stroke=alt.expr("ink"), strokeWidth=1.3
+    )
     tick = base.mark_tick(thickness=2.5, size=20, color=alt.expr("ink"))
     floor = alt.Chart(alt.InlineData([{"one": 1}])).mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.6)
     layers = [
@@ -532,8 +582,9 @@ def step_cost(results: Results) -> Chart | None:
     exact, own = cost_of(results, results.backprop), cost_of(results, results.nudge)
     if exact is not None and own is not None:
         text = (
-            f"A step of back-propagation takes {times(exact['time_ratio'])} the time of two bare forwards and {times(exact['forwards_measured'] / 2)} "
-            f"their operations; a one-weight step takes {times(own['time_ratio'])} and {times(own['forwards_measured'] / 2)}."
+            f"A step of back-propagation takes {times(exact['time_ratio'])} the time of two bare forwards and "
+            f"{times(exact['forwards_measured'] / 2)} their operations; a one-weight step takes "
+            f"{times(own['time_ratio'])} and {times(own['forwards_measured'] / 2)}."
         )
     else:
         cheap = min(rows, key=lambda r: r["time"])
@@ -542,7 +593,8 @@ def step_cost(results: Results) -> Chart | None:
         "cost",
         "Time and operations",
         text,
-        "Bar: time, measured alone and in turns with bare forwards (line: middle half). Diamond: floating-point operations. Tick: what the method's card says.",
+        "Bar: time, measured alone and in turns with bare forwards (line: middle half). Diamond: floating-point "
+        "operations. Tick: what the method's card says.",
         {"rows": _rounded(rows)},
         _for_tasks(tasks, {"": kit.finish(layers, task="")}),
         [("task", tasks)],
@@ -564,7 +616,7 @@ def memory(results: Results) -> Chart | None:
     first = [c for c in costs if c["task"] == tasks[0]]
     top = max(c["peak_bytes"] for c in first)
     unit, divisor = next(((u, s) for u, s in (("GiB", 2**30), ("MiB", 2**20)) if top >= s), ("KiB", 2**10))
-    rows = [
+    rows: list[Row] = [
         {
             "task": c["task"],
             "method": c["method"],
@@ -591,7 +643,10 @@ def memory(results: Results) -> Chart | None:
     floor = base.mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.6).encode(x="min(floor):Q")
     lean, heavy = min(first, key=lambda c: c["peak_bytes"]), max(first, key=lambda c: c["peak_bytes"])
     exact = cost_of(results, results.backprop)
-    text = f"{lean['method']} needs least, {size(lean['peak_bytes'])} in a step; {heavy['method']} most, {size(heavy['peak_bytes'])}"
+    text = (
+        f"{lean['method']} needs least, {size(lean['peak_bytes'])} in a step; {heavy['method']} most, "
+        f"{size(heavy['peak_bytes'])}"
+    )
     if exact is not None and results.backprop not in (lean["method"], heavy["method"]):
         text += f"; back-propagation {size(exact['peak_bytes'])}"
     return Chart(
@@ -610,7 +665,7 @@ def memory(results: Results) -> Chart | None:
 
 
 def cosine(results: Results) -> Chart | None:
-    """Cosine of one estimate to the exact gradient against the number of weights, with the theory where there is one."""
+    """Cosine of one estimate to the exact gradient against the number of weights, beside the theory."""
     kit = Kit(results)
     table: dict[tuple[str, int], list[Any]] = defaultdict(list)
     for e in results.estimates:
@@ -624,7 +679,13 @@ def cosine(results: Results) -> Chart | None:
         high = over_seeds.high if over_seeds.known else max(e["cosine_high"] for e in found)
         theory = [e["theory_variance"] for e in found if e["theory_variance"] is not None]
         variance = [e["relative_variance"] for e in found if e["relative_variance"] is not None]
-        row: Row = {"method": method, "weights": weights, "cosine": over_seeds.value, "low": max(low, 1e-4), "high": high}
+        row: Row = {
+            "method": method,
+            "weights": weights,
+            "cosine": over_seeds.value,
+            "low": max(low, 1e-4),
+            "high": high,
+        }
         row["theory"] = 1 / math.sqrt(1 + float(np.median(theory))) if theory else None
         row["variance"] = float(np.median(variance)) if variance else None
         row["draws"] = sum(e["draws"] for e in found)
@@ -646,11 +707,16 @@ def cosine(results: Results) -> Chart | None:
         alt.Tooltip("draws:Q"),
     ]
     base = alt.Chart()
+    theory_line = base.transform_filter("isValid(datum.theory)").mark_line(strokeWidth=1.2, strokeDash=[2, 3])
+    theory_y = alt.Y("theory:Q", scale=y_scale, axis=y_axis)
     layers = [
-        base.transform_filter("isValid(datum.theory)")
-        .mark_line(strokeWidth=1.2, strokeDash=[2, 3])
-        .encode(x=x, y=alt.Y("theory:Q", scale=y_scale, axis=y_axis), color=kit.colour(), opacity=kit.opacity(0.8), detail="method:N"),
-        base.mark_rule(strokeWidth=1.5).encode(x=x, y="low:Q", y2="high:Q", color=kit.colour(), opacity=kit.opacity(0.9)),
+        theory_line.encode(x=x, y=theory_y, color=kit.colour(), opacity=kit.opacity(0.8))
+        for _ in range(any(r["theory"] is not None for r in rows))
+    ]
+    layers += [
+        base.mark_rule(strokeWidth=1.5).encode(
+            x=x, y="low:Q", y2="high:Q", color=kit.colour(), opacity=kit.opacity(0.9)
+        ),
         base.mark_line(strokeWidth=2).encode(x=x, y=y, color=kit.colour(), opacity=kit.opacity(0.9)),
         base.mark_point(filled=True, size=70).encode(
             x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip
@@ -660,7 +726,8 @@ def cosine(results: Results) -> Chart | None:
         "cosine",
         "How well one estimate points",
         _cosine_sentence(results, rows),
-        "1 is the exact direction, 0 is no help. Points: mean with 95 % interval. Dotted: theory, 1/√(1 + variance), the root mean square of the cosine.",
+        "1 is the exact direction, 0 is no help. Points: mean with 95 % interval. Dotted: theory, 1/√(1 + "
+        "variance), the root mean square of the cosine.",
         {"rows": _rounded(rows)},
         {"": kit.finish(layers, 320)},
     )
@@ -671,7 +738,10 @@ def _cosine_sentence(results: Results, rows: list[Row]) -> str:
     label = next((m for m in order if m and any(r["method"] == m for r in rows)), rows[0]["method"])
     own = [r for r in rows if r["method"] == label]
     if len(own) == 1:
-        return f"At {number(own[0]['weights'])} weights one estimate of {label} has a cosine of {number(own[0]['cosine'])} to the exact gradient."
+        return (
+            f"At {number(own[0]['weights'])} weights one estimate of {label} has a cosine of "
+            f"{number(own[0]['cosine'])} to the exact gradient."
+        )
     text = (
         f"The cosine of {label} goes from {number(own[0]['cosine'])} at {number(own[0]['weights'])} weights "
         f"to {number(own[-1]['cosine'])} at {number(own[-1]['weights'])}"
@@ -714,31 +784,37 @@ def quotient(results: Results) -> Chart | None:
     ]
     base = alt.Chart()
     specs = {}
-    for name, key, title in (("error", "error", "relative error of ΔL/dw"), ("wrong sign", "wrong sign", "weights with the wrong sign")):
+    for name, key, title in (
+        ("error", "error", "relative error of ΔL/dw"),
+        ("wrong sign", "wrong sign", "weights with the wrong sign"),
+    ):
         scale = alt.Scale(type="log", nice=True) if key == "error" else alt.Scale(zero=True, nice=True)
         errors = [v for r in rows for v in (r["low"], r["high"])]
         axis = _log_axis(title, errors, SHARE) if key == "error" else alt.Axis(title=title, format="~%", tickCount=5)
         y = alt.Y(f"{key}:Q", scale=scale, axis=axis)
         line = base.mark_line(strokeWidth=2, color=alt.expr("ink")).encode(x=x, y=y)
         dots = base.mark_point(filled=True, size=70, color=alt.expr("ink"), opacity=1).encode(x=x, y=y, tooltip=tooltip)
-        band = base.mark_area(opacity=0.14, color=alt.expr("ink")).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2="high:Q")
+        band = base.mark_area(opacity=0.14, color=alt.expr("ink")).encode(
+            x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2="high:Q"
+        )
         specs[name] = kit.finish([band, line, dots] if key == "error" else [line, dots], 320)
     best, largest = min(rows, key=lambda r: r["error"]), ([r for r in rows if r["dw"] <= NUDGE_LIMIT] or rows[:1])[-1]
     text = (
-        f"With a nudge |dw| = {number(largest['dw'])}{_as_asked(largest)} the quotient is typically off by {percent(largest['error'], 1)} of a derivative "
-        f"and has the wrong sign for {percent(largest['wrong sign'], 1)} of the weights; it is best at {number(best['dw'])}, "
+        f"With a nudge |dw| = {number(largest['dw'])}{_as_asked(largest)} the quotient is typically off by "
+        f"{percent(largest['error'], 1)} of a derivative and has the wrong sign for "
+        f"{percent(largest['wrong sign'], 1)} of the weights; it is best at {number(best['dw'])}, "
         f"{_tiny_percent(best['error'])} off."
     )
     return Chart(
         "quotient",
         "How far off the difference quotient is",
         text,
-        "Median over weights and, as a band, the middle half; the error is relative to the root mean square derivative. A larger nudge bends away from the tangent, a smaller one drowns in rounding.",
+        "Median over weights and, as a band, the middle half; the error is relative to the root mean square "
+        "derivative. A larger nudge bends away from the tangent, a smaller one drowns in rounding.",
         {"rows": _rounded(rows)},
         specs,
         [("show", ["error", "wrong sign"])],
     )
-
 
 
 def _as_asked(row: Row) -> str:
@@ -790,36 +866,41 @@ def growth(results: Results) -> Chart | None:
     ]
     plain = alt.Chart()
     measured = plain.transform_filter("datum.bound == 'measured'")
-    layers = [
-        plain.transform_filter("isValid(datum.fit)").mark_line(strokeWidth=1.2, strokeDash=[2, 3]).encode(
-            x=x, y=alt.Y("fit:Q", scale=y_scale, axis=y_axis), color=kit.colour(), opacity=kit.opacity(0.8)
-        ),
-        measured.transform_filter("isValid(datum.low) && isValid(datum.high)").mark_rule(strokeWidth=1.5).encode(
-            x=x, y="low:Q", y2="high:Q", color=kit.colour(), opacity=kit.opacity(0.9)
-        ),
-        measured.mark_point(filled=True, size=70).encode(
-            x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip
-        ),
-        plain.transform_filter("datum.bound != 'measured'").mark_point(size=70, filled=False, strokeWidth=1.5).encode(
-            x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip
-        ),
-        plain.transform_filter("datum.bound == 'at least'").mark_text(text="↑", dy=-13, fontSize=14).encode(
-            x=x, y=y, color=kit.colour(), opacity=kit.opacity()
-        ),
-        alt.Chart(alt.InlineData([{"one": 1}])).mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.6).encode(y="one:Q"),
-    ]
+    marks: dict[str, Any] = {"x": x, "y": y, "color": kit.colour(), "opacity": kit.opacity()}
+    fitted = plain.transform_filter("isValid(datum.fit)").mark_line(strokeWidth=1.2, strokeDash=[2, 3])
+    spread = measured.transform_filter("isValid(datum.low) && isValid(datum.high)").mark_rule(strokeWidth=1.5)
+    solid = measured.mark_point(filled=True, size=70)
+    hollow = plain.transform_filter("datum.bound != 'measured'").mark_point(size=70, filled=False, strokeWidth=1.5)
+    arrow = plain.transform_filter("datum.bound == 'at least'").mark_text(text="↑", dy=-13, fontSize=14)
+    at_one = alt.Chart(alt.InlineData([{"one": 1}])).mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.6)
+    bounds = {r["bound"] for r in rows}
+    layers = [at_one.encode(y="one:Q")]
+    if fits:
+        layers.append(fitted.encode(**marks | {"y": alt.Y("fit:Q", scale=y_scale, axis=y_axis)}))
+    if any(r.get("low") and r.get("high") and r["bound"] == "measured" for r in rows):
+        layers.append(spread.encode(**marks | {"y": alt.Y("low:Q", scale=y_scale, axis=y_axis)}, y2="high:Q"))
+    if "measured" in bounds:
+        layers.append(solid.encode(**marks, shape=kit.shape(), tooltip=tooltip))
+    if bounds - {"measured"}:
+        layers.append(hollow.encode(**marks, shape=kit.shape(), tooltip=tooltip))
+    if "at least" in bounds:
+        layers.append(arrow.encode(**marks))
     if fits:
         label = results.nudge if results.nudge in fits else next(iter(fits))
         exponent = fits[label].exponent
-        text = f"The extra work of {label} grows like {power(exponent.value)} (exponent: {between(exponent, lambda v: f'{v:.2f}')})."
+        text = (
+            f"The extra work of {label} grows like {power(exponent.value)} (exponent: "
+            f"{between(exponent, lambda v: f'{v:.2f}')})."
+        )
     else:
-        bounds = sum(r["bound"] != "measured" for r in rows)
-        text = f"Too few sizes were solved for a fitted power: {bounds} of {len(rows)} points are only bounds."
+        loose = sum(r["bound"] != "measured" for r in rows)
+        text = f"Too few sizes were solved for a fitted power: {loose} of {len(rows)} points are only bounds."
     return Chart(
         "growth",
         "What happens as networks grow",
         text,
-        "Filled: measured, with its 95 % interval. Open with an arrow: at least so much, the target was missed within the budget. Dotted: fitted power of d. Dashed: back-propagation.",
+        "Filled: measured, with its 95 % interval. Open with an arrow: at least so much, the target was missed "
+        "within the budget. Dotted: fitted power of d. Dashed: back-propagation.",
         {"rows": _rounded(rows)},
         {"": kit.finish(layers, 320)},
     )
@@ -856,7 +937,9 @@ def failures(results: Results) -> Chart | None:
     x = alt.X(
         "rate:N",
         sort=[r["rate"] for r in sorted(rows, key=lambda r: r["factor"])],
-        axis=alt.Axis(title="learning rate ÷ tuned learning rate", labelAngle=0, ticks=False, domain=False, labelOverlap="greedy"),
+        axis=alt.Axis(
+            title="learning rate ÷ tuned learning rate", labelAngle=0, ticks=False, domain=False, labelOverlap="greedy"
+        ),
     )
     y = _methods_axis(list(dict.fromkeys(r["method"] for r in rows)))
     tooltip = [
@@ -868,9 +951,15 @@ def failures(results: Results) -> Chart | None:
     base = alt.Chart()
     layers = [
         base.mark_rect(stroke=alt.expr("paper"), strokeWidth=2, cornerRadius=4).encode(
-            x=x, y=y, color=alt.Color("share:Q", legend=None, scale=alt.Scale(domain=[0, 1], range="ramp", interpolate="rgb")), opacity=kit.opacity(), tooltip=tooltip
+            x=x,
+            y=y,
+            color=alt.Color("share:Q", legend=None, scale=alt.Scale(domain=[0, 1], range="ramp", interpolate="rgb")),
+            opacity=kit.opacity(),
+            tooltip=tooltip,
         ),
-        base.mark_text(fontSize=11, color=alt.expr("datum.share > (luminance(paper) > 0.5 ? 0.7 : 0.5) ? paper : ink")).encode(x=x, y=y, text="text:N", opacity=kit.opacity()),
+        base.mark_text(
+            fontSize=11, color=alt.expr("datum.share > (luminance(paper) > 0.5 ? 0.7 : 0.5) ? paper : ink")
+        ).encode(x=x, y=y, text="text:N", opacity=kit.opacity()),
     ]
     factors = len({r["factor"] for r in rows})
     shares = {
@@ -883,7 +972,8 @@ def failures(results: Results) -> Chart | None:
         text = f"Over {factors} learning rates every method misses the target in {percent(shares[best])} of its runs."
     else:
         text = (
-            f"Over {factors} learning rates {best} misses the target in {percent(shares[best])} of its runs, {worst} in {percent(shares[worst])}."
+            f"Over {factors} learning rates {best} misses the target in {percent(shares[best])} of its runs, "
+            f"{worst} in {percent(shares[worst])}."
         )
     text += f" {total} runs diverged." if total != 1 else " One run diverged."
     return Chart(
@@ -915,14 +1005,26 @@ def landscape(results: Results) -> Chart | None:
             continue
         points = _thin(list(zip(p["x"], p["y"], p["loss"], p["forwards"], strict=True)), 160)
         for i, (x, y, value, forwards) in enumerate(points):
-            row = {"method": p["method"], "order": i, "x": x, "y": y, "loss": value, "forwards": forwards, "end": i == len(points) - 1}
+            row = {
+                "method": p["method"],
+                "order": i,
+                "x": x,
+                "y": y,
+                "loss": value,
+                "forwards": forwards,
+                "end": i == len(points) - 1,
+            }
             rows.append(row)
         if points:
             ends[p["method"]] = (points[-1][2], points[-1][3])
     names = [_short(n) for n in found["names"]]
     domain_x, domain_y = [float(xs.min()), float(xs.max())], [float(ys.min()), float(ys.max())]
-    x = alt.X("x:Q", scale=alt.Scale(domain=domain_x, nice=False), axis=alt.Axis(title=names[0], grid=False, tickCount=5))
-    y = alt.Y("y:Q", scale=alt.Scale(domain=domain_y, nice=False), axis=alt.Axis(title=names[1], grid=False, tickCount=5))
+    x = alt.X(
+        "x:Q", scale=alt.Scale(domain=domain_x, nice=False), axis=alt.Axis(title=names[0], grid=False, tickCount=5)
+    )
+    y = alt.Y(
+        "y:Q", scale=alt.Scale(domain=domain_y, nice=False), axis=alt.Axis(title=names[1], grid=False, tickCount=5)
+    )
     tooltip = [
         alt.Tooltip("method:N"),
         alt.Tooltip("forwards:Q", format=",.0f"),
@@ -930,13 +1032,22 @@ def landscape(results: Results) -> Chart | None:
         alt.Tooltip("x:Q", format=".3~g", title=names[0]),
         alt.Tooltip("y:Q", format=".3~g", title=names[1]),
     ]
-    ground = alt.Chart(alt.NamedData("cells")).mark_rect(clip=True).encode(
-        x=x,
-        x2="x2:Q",
-        y=y,
-        y2="y2:Q",
-        color=alt.Color("level:Q", legend=None, scale=alt.Scale(domain=[0, 11], range="heatmap", interpolate="rgb")),
-        tooltip=[alt.Tooltip("low:Q", format=".3~g", title="loss from"), alt.Tooltip("high:Q", format=".3~g", title="to")],
+    ground = (
+        alt.Chart(alt.NamedData("cells"))
+        .mark_rect(clip=True)
+        .encode(
+            x=x,
+            x2="x2:Q",
+            y=y,
+            y2="y2:Q",
+            color=alt.Color(
+                "level:Q", legend=None, scale=alt.Scale(domain=[0, 11], range="heatmap", interpolate="rgb")
+            ),
+            tooltip=[
+                alt.Tooltip("low:Q", format=".3~g", title="loss from"),
+                alt.Tooltip("high:Q", format=".3~g", title="to"),
+            ],
+        )
     )
     base = alt.Chart()
     line: dict[str, Any] = {"x": x, "y": y, "order": alt.Order("order:Q"), "detail": "method:N"}
@@ -945,24 +1056,33 @@ def landscape(results: Results) -> Chart | None:
         base.mark_line(strokeWidth=4.5, clip=True, color=alt.expr("paper")).encode(opacity=kit.opacity(0.7), **line),
         base.mark_line(strokeWidth=2, clip=True).encode(color=kit.colour(), opacity=kit.opacity(), **line),
         base.mark_point(size=26, opacity=0, filled=True, clip=True).encode(x=x, y=y, tooltip=tooltip),
-        base.transform_filter("datum.end").mark_point(size=110, filled=True, clip=True, stroke=alt.expr("paper"), strokeWidth=1.5).encode(
-            x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip
-        ),
-        base.transform_filter("datum.order == 0").mark_point(size=60, filled=True, color=alt.expr("ink"), stroke=alt.expr("paper"), strokeWidth=1.5, opacity=1, clip=True).encode(
-            x=x, y=y
-        ),
+        base.transform_filter("datum.end")
+        .mark_point(size=110, filled=True, clip=True, stroke=alt.expr("paper"), strokeWidth=1.5)
+        .encode(x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip),
+        base.transform_filter("datum.order == 0")
+        .mark_point(
+            size=60, filled=True, color=alt.expr("ink"), stroke=alt.expr("paper"), strokeWidth=1.5, opacity=1, clip=True
+        )
+        .encode(x=x, y=y),
     ]
     if ends:
         low, high = min(ends, key=lambda m: ends[m][0]), max(ends, key=lambda m: ends[m][0])
-        text = f"From the same start {low} ends lowest, at a loss of {number(ends[low][0])} after {number(ends[low][1])} forwards"
+        text = (
+            f"From the same start {low} ends lowest, at a loss of {number(ends[low][0])} after "
+            f"{number(ends[low][1])} forwards"
+        )
         text += f", {high} highest, at {number(ends[high][0])} after {number(ends[high][1])}." if high != low else "."
     else:
-        text = f"Over these two weights the loss lies between {number(float(np.nanmin(loss)))} and {number(float(np.nanmax(loss)))}; no path was recorded."
+        text = (
+            f"Over these two weights the loss lies between {number(float(np.nanmin(loss)))} and "
+            f"{number(float(np.nanmax(loss)))}; no path was recorded."
+        )
     return Chart(
         "landscape",
         "Two weights, and the ways down",
         text,
-        "Shade: the loss over two weights, all others fixed, in twelve bands of equal area; the lightest is lowest (in the dark, the darkest). Black dot: the common start. Large symbols: where each method ended.",
+        "Shade: the loss over two weights, all others fixed, in twelve bands of equal area; the lightest is lowest "
+        "(in the dark, the darkest). Black dot: the common start. Large symbols: where each method ended.",
         {"rows": _rounded(rows), "cells": cells},
         {"": kit.finish(layers, 480)},
         wide=True,
@@ -971,7 +1091,7 @@ def landscape(results: Results) -> Chart | None:
 
 
 def _bands(xs: Any, ys: Any, loss: Any, fine: int = 150, count: int = 12) -> list[Row]:
-    """The landscape as stripes of equal level: the grid made finer by linear interpolation, runs of one level joined."""
+    """The landscape as stripes of one level each, on a grid made finer by linear interpolation."""
     fine_x, fine_y = np.linspace(xs.min(), xs.max(), 2 * fine), np.linspace(ys.min(), ys.max(), fine)
     lines = np.array([np.interp(fine_x, xs, line) for line in loss])
     surface = np.array([np.interp(fine_y, ys, column) for column in lines.T]).T
@@ -987,7 +1107,14 @@ def _bands(xs: Any, ys: Any, loss: Any, fine: int = 150, count: int = 12) -> lis
             level = int(line[start])
             if level >= 0:
                 x, x2 = fine_x[start] - half_x, fine_x[stop - 1] + half_x
-                cell = {"x": x, "x2": x2, "y": y - half_y, "y2": y + half_y, "low": edges[level], "high": edges[level + 1]}
+                cell = {
+                    "x": x,
+                    "x2": x2,
+                    "y": y - half_y,
+                    "y2": y + half_y,
+                    "low": edges[level],
+                    "high": edges[level + 1],
+                }
                 cells.append({k: significant(float(v), 4) for k, v in cell.items()} | {"level": level})
     return cells
 
@@ -1013,14 +1140,20 @@ def tuning(results: Results) -> Chart | None:
             "chosen": t["chosen"],
             "forwards": t["forwards"],
             "seconds": t["seconds"],
-            "settings": ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in t["settings"].items()),
+            "settings": ", ".join(
+                f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in t["settings"].items()
+            ),
         }
         for t in sorted(results.tunings, key=lambda t: (t["chosen"], t["trial"]))
     ]
     x = alt.X(
         "score:Q",
         scale=alt.Scale(zero=False, nice=True),
-        axis=alt.Axis(title="validation accuracy of a trial" if accuracy else "validation loss of a trial", format=".0%" if accuracy else "~g", tickCount=5),
+        axis=alt.Axis(
+            title="validation accuracy of a trial" if accuracy else "validation loss of a trial",
+            format=".0%" if accuracy else "~g",
+            tickCount=5,
+        ),
     )
     known = [m for m in results.labels if any(t["method"] == m for t in results.tunings)]
     y = _methods_axis(known + [m for m in dict.fromkeys(t["method"] for t in results.tunings) if m not in known])
@@ -1034,12 +1167,14 @@ def tuning(results: Results) -> Chart | None:
     ]
     base = alt.Chart().transform_filter("isValid(datum.score)")
     layers = [
-        base.mark_tick(thickness=2, size=16).encode(x=x, y=y, color=kit.colour(), opacity=kit.opacity(0.55), tooltip=tooltip),
-        base.transform_filter("datum.chosen").mark_point(filled=True, size=90).encode(
-            x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip
+        base.mark_tick(thickness=2, size=16).encode(
+            x=x, y=y, color=kit.colour(), opacity=kit.opacity(0.55), tooltip=tooltip
         ),
+        base.transform_filter("datum.chosen")
+        .mark_point(filled=True, size=90)
+        .encode(x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip),
     ]
-    spent = defaultdict(float)
+    spent: dict[str, float] = defaultdict(float)
     for t in results.tunings:
         spent[t["method"]] += t["forwards"]
     dear = max(spent, key=lambda m: spent[m])

@@ -95,7 +95,7 @@ def render(results: Results) -> str:
 def _bundle() -> str:
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
     known = vl_convert.get_vegalite_versions()
-    code: str = vl_convert.javascript_bundle(vl_version=version if version in known else None)
+    code: str = vl_convert.javascript_bundle(vl_version=version if version in known else None)  # type: ignore[call-arg]
     return code.replace("</script", "<\\/script")
 
 
@@ -158,7 +158,9 @@ def _settings(record: Any) -> str:
 
 def _linked(paper: str) -> Markup:
     text = str(escape(paper))
-    return Markup(re.sub(r"arXiv (\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1" rel="noreferrer">arXiv \1</a>', text))
+    return Markup(
+        re.sub(r"arXiv (\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1" rel="noreferrer">arXiv \1</a>', text)
+    )
 
 
 def _measured(results: Results) -> list[tuple[str, str]]:
@@ -166,7 +168,11 @@ def _measured(results: Results) -> list[tuple[str, str]]:
     run, task = results.run, results.task
     machine, config = run["machine"], run["config"]
     budget = config.get("budget")
-    words = ", ".join(f"{k} {number(v) if isinstance(v, int | float) else v}" for k, v in budget.items()) if isinstance(budget, dict) else str(budget)
+    words = (
+        ", ".join(f"{k} {number(v) if isinstance(v, int | float) else v}" for k, v in budget.items())
+        if isinstance(budget, dict)
+        else str(budget)
+    )
     memory = machine.get("memory")
     seeds = config.get("seeds")
     lines = [
@@ -183,5 +189,12 @@ def _measured(results: Results) -> list[tuple[str, str]]:
     ]
     if task is not None:
         split = f"{number(task['train_examples'])} training and {number(task['test_examples'])} test examples"
-        lines.insert(0, ("Task", f"{task['task']}: {task['summary']} {number(task['weights'])} weights, batches of {task['batch_size']}, {split}"))
+        lines.insert(
+            0,
+            (
+                "Task",
+                f"{task['task']}: {task['summary']} {number(task['weights'])} weights, batches of "
+                f"{task['batch_size']}, {split}",
+            ),
+        )
     return lines

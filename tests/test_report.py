@@ -155,6 +155,12 @@ def test_the_page_is_small_and_whole(whole: Path) -> None:
     assert "default-src 'none'" in text
 
 
+def test_no_two_parts_of_the_page_share_a_name(whole: Path) -> None:
+    markup = re.sub(r"<(script|style).*?</\1>", "", whole.read_text(encoding="utf-8"), flags=re.S)
+    names = re.findall(r'\bid="([^"]+)"', markup)
+    assert len(names) == len(set(names))
+
+
 def test_torch_is_not_imported(whole: Path) -> None:
     code = (
         f"import sys, pathlib, dldw.report as r; r.write(pathlib.Path({str(whole.parent)!r})); sys.exit('torch' in "

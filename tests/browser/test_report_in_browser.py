@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 from collections.abc import Iterator
@@ -209,16 +210,17 @@ def test_the_toggle_turns_page_and_charts_dark_and_back(visit: Any) -> None:
     assert colours() == light
 
 
-@pytest.mark.parametrize(("kind", "begins"), [("csv", "method,"), ("json", '{\n "rows"'), ("svg", "<svg")])
+@pytest.mark.parametrize(("kind", "begins"), [("csv", "task,method,"), ("json", '{\n "rows"'), ("svg", "<svg")])
 def test_the_data_and_the_picture_can_be_saved(visit: Any, kind: str, begins: str, tmp_path: Path) -> None:
     seen = visit()
-    for chart in ("cost", "memory", "cosine"):
+    for chart in CHARTS:
         with seen.page.expect_download() as download:
             seen.page.click(f'#{chart} [data-save="{kind}"]')
         assert download.value.suggested_filename == f"dldw-{chart}.{kind}"
         path = tmp_path / download.value.suggested_filename
         download.value.save_as(path)
-        assert path.read_text(encoding="utf-8").startswith(begins)
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith(begins) or (kind == "csv" and len(set(map(len, csv.reader(text.splitlines())))) == 1)
     assert seen.requests == []
 
 

@@ -35,9 +35,9 @@ SECTIONS = (
     ("learning", "How far the same work goes", ("curves", "target")),
     ("price", "What one step costs", ("cost", "memory")),
     ("estimate", "How good the estimate is", ("cosine", "quotient")),
-    ("growth", "What size and settings do", ("growth", "failures")),
-    ("landscape-section", "A picture of the descent", ("landscape",)),
-    ("tuning-section", "The price of good settings", ("tuning",)),
+    ("size-and-settings", "What size and settings do", ("growth", "failures")),
+    ("descent", "A picture of the descent", ("landscape",)),
+    ("settings", "The price of good settings", ("tuning",)),
 )
 ICONS = {"holds": "✓", "holds partly": "◐", "does not hold": "✕", "not shown in this run": "–"}
 SYMBOLS = {

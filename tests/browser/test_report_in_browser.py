@@ -190,6 +190,20 @@ def test_pointing_at_a_mark_shows_its_figures(visit: Any) -> None:
     assert "two forwards" in seen.page.inner_text("#vg-tooltip-element")
 
 
+def test_pointing_at_a_learning_curve_names_its_method(visit: Any) -> None:
+    seen = visit()
+    box = seen.page.locator("#curves .plot svg").bounding_box()
+    seen.page.mouse.wheel(0, box["y"] - 200)
+    seen.page.wait_for_timeout(300)
+    point = seen.page.locator("#curves .plot svg .mark-symbol path").nth(20)
+    point.hover(force=True)
+    seen.page.wait_for_selector("#vg-tooltip-element.visible")
+    text = seen.page.inner_text("#vg-tooltip-element")
+    assert "forward-pass equivalents" in text
+    assert any(record["method"] in text for record in made_up() if record["kind"] == "method"), text
+    assert "undefined" not in text
+
+
 def test_the_toggle_turns_page_and_charts_dark_and_back(visit: Any) -> None:
     seen = visit()
 

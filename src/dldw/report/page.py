@@ -168,16 +168,14 @@ def _measured(results: Results) -> list[tuple[str, str]]:
     run, task = results.run, results.task
     machine, config = run["machine"], run["config"]
     budget = config.get("budget")
-    words = (
-        ", ".join(f"{k} {number(v) if isinstance(v, int | float) else v}" for k, v in budget.items())
-        if isinstance(budget, dict)
-        else str(budget)
-    )
+    words = str(budget.get("name", "–")) if isinstance(budget, dict) else str(budget or "–")
+    if isinstance(budget, dict) and isinstance(budget.get("forwards"), int | float):
+        words += f": {number(budget['forwards'])} forward-pass equivalents a run"
     memory = machine.get("memory")
     seeds = config.get("seeds")
     lines = [
         ("Machine", ", ".join(str(machine[k]) for k in ("system", "processor") if machine.get(k))),
-        ("Cores and threads", f"{machine.get('cores', '–')} cores, {machine.get('threads', '–')} threads"),
+        ("Cores", f"{machine.get('cores', '–')}, {machine.get('threads', '–')} used by torch"),
         ("Memory", size(memory) if isinstance(memory, int | float) else "–"),
         ("Accelerator", str(machine.get("accelerator") or "none")),
         ("Versions", f"dldw {run['dldw']}, torch {run['torch']}, Python {run['python']}"),

@@ -134,7 +134,7 @@ def _curve_spec(kit: Kit, metric: str, axis: str, reach: list[float]) -> dict[st
         *(alt.Tooltip(f"{a}:Q", format=",.3~s" if a == "seconds" else ",.0f", title=t) for a, t in AXES.items()),
         alt.Tooltip("seeds:Q"),
     ]
-    near = alt.selection_point(name="near", on="pointerover", nearest=True, empty=False, clear="pointerout")
+    near = alt.selection_point(name="near", on="pointerover", clear="pointerout", empty=False)
     layers = [
         base.mark_area(clip=True).encode(
             x=x, y=y.copy(), y2=f"{metric} high:Q", color=kit.colour(), opacity=kit.opacity(0.14)
@@ -145,7 +145,7 @@ def _curve_spec(kit: Kit, metric: str, axis: str, reach: list[float]) -> dict[st
         base.transform_filter("datum.last")
         .mark_point(size=55, filled=True, clip=False)
         .encode(x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip),
-        base.mark_point(size=70, filled=True)
+        base.mark_point(size=110, filled=True)
         .encode(
             x=x,
             y=y,

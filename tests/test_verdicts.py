@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.made_up import BACKPROP, CHECKPOINT, NUDGE, World, made_up, save
 
 from dldw.report.data import Reach, Results, bootstrap, growth_of_noise, growth_of_ratio, ratio, read
 from dldw.report.verdicts import (
@@ -23,7 +24,6 @@ from dldw.report.verdicts import (
     same_logic,
     scaling,
 )
-from tests.made_up import BACKPROP, CHECKPOINT, NUDGE, World, made_up, save
 
 HOLDS, PARTLY, NOT, OPEN = "holds", "holds partly", "does not hold", "not shown in this run"
 
@@ -56,7 +56,7 @@ SWARM, RBM, REVERSIBLE = (
     other("reversible", "autograd"),
 )
 ALL_HEAVY = dict.fromkeys(World().peak, 900_000) | {BACKPROP: 180_000}
-NO_FAILURES = {m: (1e-3, 1e3) for m in (BACKPROP, NUDGE)}
+NO_FAILURES = dict.fromkeys((BACKPROP, NUDGE), (0.001, 1000.0))
 
 CASES = [
     (disadvantage, HOLDS, world(), {}),
@@ -129,9 +129,12 @@ def test_the_ruling_follows_from_the_truth(
 ) -> None:
     verdict = claim(results(truth, **options))
     assert verdict.ruling == ruling, verdict
-    assert verdict.claim.endswith(".") and len(verdict.rule) > 80
+    assert verdict.claim.endswith(".")
+    assert len(verdict.rule) > 80
     if ruling != OPEN:
-        assert verdict.figure != "–" and verdict.interval and verdict.meaning.endswith(".")
+        assert verdict.figure != "–"
+        assert verdict.interval
+        assert verdict.meaning.endswith(".")
 
 
 def test_every_claim_is_tried_with_every_ruling() -> None:

@@ -100,6 +100,8 @@ CLOSED_FORMS = [
     _evolution(2, 0.3, antithetic=True),
     _evolution(32, 0.3, antithetic=True),
     _evolution(1 << 4, 0.6, antithetic=False),
+    # signs of rank 1 have the norm of full signs, and the same second moments
+    *((Variant("low-rank-evolution", (("population", 2 * n),)), _two_sided("rademacher", n)) for n in (1, 8)),
     (Variant("forward-gradient"), _two_sided("gaussian", 1)),
     (Variant("forward-gradient", (("directions", 6),)), _two_sided("gaussian", 6)),
 ]

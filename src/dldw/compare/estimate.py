@@ -100,7 +100,7 @@ class Estimating(MethodItem):
         except DldwError as error:
             return [note(f"The estimate of {self.label} could not be judged on {self.task}: {error}")]
         mean = blocks.sum(0) / draws
-        variance = max(0.0, squares - draws * float(mean.square().sum())) / max(1, draws - 1)
+        variance = 0.0 if draws == 1 else max(0.0, squares - draws * float(mean.square().sum())) / (draws - 1)
         bias = _bias(blocks * (len(blocks) / draws) - g)
         cosine, low, high = mean_interval(cosines) if draws > 1 else (cosines[0], cosines[0], cosines[0])
         sized = source.additive and norm > 0

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dldw.compare.item import Identity, MethodItem, note
 from dldw.compare.records import Record
 from dldw.compare.train import forwards_per_step
+from dldw.errors import DldwError
 from dldw.weights import Weights
 
 LONGEST_STEP = 3.0
@@ -73,8 +74,11 @@ class Metering(MethodItem):
             )
             return [note(text)]
         step = fresh()
-        step()
-        step()
+        try:
+            step()
+            step()
+        except DldwError as error:
+            return [note(f"The cost of {self.label} on {self.task} was not measured, because a step failed: {error}")]
         pairs = [(_timed(step, bare), _timed(forward, bare) + _timed(forward, bare))]
         deadline = time.perf_counter() + self.seconds
         while len(pairs) < 5 or (time.perf_counter() < deadline and len(pairs) < 5000):

@@ -16,7 +16,7 @@ _MORE = "dldw compare --budget full gives more."
 def notes(plan: Plan, records: Iterable[Any]) -> list[Record]:
     """Notes on what this run leaves open."""
     every: list[Mapping[str, Any]] = list(records)
-    budget, out = plan.budget, []
+    budget, out = plan.budget, list(plan.dropped)
     ends = [r for r in every if r["kind"] == "end"]
     missed: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for end in ends:

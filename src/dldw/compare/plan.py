@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from dldw.compare.budget import Budget
 from dldw.compare.estimate import Estimating, Nudging
 from dldw.compare.item import Item
@@ -38,6 +40,7 @@ class Plan:
         budget: What each may spend.
         seeds: Learning curves of a method.
         trials: Of ``--tune``, for each method; 0 for the settings that ship.
+        dropped: Why baselines that cannot run on this task are not there.
     """
 
     target: str
@@ -47,6 +50,7 @@ class Plan:
     budget: Budget
     seeds: int
     trials: int = 0
+    dropped: tuple[str, ...] = ()
 
     def config(self, version: str) -> dict[str, Any]:
         """Everything that decides the results: only runs in which all of it is equal may be mixed."""
@@ -174,15 +178,23 @@ def make_plan(
     """
     from dldw.tasks import load_task
 
-    specs = parse_all([*(methods or METHODS), *BASELINES])
-    specs.sort(key=lambda s: s.label.startswith("backprop") is False)
+    asked = parse_all(methods or METHODS)
     task = load_task(target, data)
+    _probe(target, task)
+    dropped = []
+    for baseline in parse_all(BASELINES):
+        if reason := _unable(task, baseline):
+            dropped.append(f"The baseline {baseline.label} is not there, because it cannot run on {target}: {reason}")
+            asked = [spec for spec in asked if spec != baseline]
+        elif baseline not in asked:
+            asked.append(baseline)
+    specs = sorted(asked, key=lambda spec: not spec.label.startswith("backprop"))
     count = budget.seeds if seeds is None else seeds
     if count < 1 or trials < 0:
         raise DldwError(f"--seeds must be at least 1 and --tune at least 0, got {count} and {trials}.")
-    plan = Plan(target, task, data, tuple(specs), budget, count, trials)
-    _probe(plan)
-    return plan
+    for spec in specs:
+        _build(task, spec)
+    return Plan(target, task, data, tuple(specs), budget, count, trials, tuple(dropped))
 
 
 def task_record(name: str, task: Task) -> Record:
@@ -220,9 +232,18 @@ def method_record(spec: Spec, settings: Mapping[str, Any], d: int) -> Record:
     )
 
 
-def _probe(plan: Plan) -> None:
+def _unable(task: Task, baseline: Spec) -> str:
+    """Why a baseline cannot make a step on this task, or nothing where it can."""
+    try:
+        learner = baseline.method.build(task.model(0), task.loss, torch.Generator(), **baseline.settings(task.settings))
+        learner.step(next(task.batches(0)))
+    except DldwError as error:
+        return str(error)
+    return ""
+
+
+def _probe(target: str, task: Task) -> None:
     """Runs what the user may have written once, so that its errors come at once and with their place."""
-    task, target = plan.task, plan.target
     try:
         model = task.model(0)
         batch = next(task.batches(0))
@@ -245,15 +266,18 @@ def _probe(plan: Plan) -> None:
             "Leave the mean out (reduction='none'): methods that need per-example losses cannot do without."
         )
     Weights(model).require_trainable()
-    for spec in plan.specs:
-        try:
-            spec.method.build(model, task.loss, None, **spec.settings(task.settings))
-            forwards_per_step(spec, spec.settings(task.settings), 1)
-        except DldwError as error:
-            raise type(error)(f"{spec.label}: {error}") from error
-        except Exception as error:
-            at = f" at {where(error)[:-1]}" if ".py:" in spec.target else ""
-            raise DldwError(f"{spec.label} cannot be built{at}: {type(error).__name__}: {error}") from error
+
+
+def _build(task: Task, spec: Spec) -> None:
+    """Builds a method once, so that settings it cannot have are found before any work."""
+    try:
+        spec.method.build(task.model(0), task.loss, None, **spec.settings(task.settings))
+        forwards_per_step(spec, spec.settings(task.settings), 1)
+    except DldwError as error:
+        raise type(error)(f"{spec.label}: {error}") from error
+    except Exception as error:
+        at = f" at {where(error)[:-1]}" if ".py:" in spec.target else ""
+        raise DldwError(f"{spec.label} cannot be built{at}: {type(error).__name__}: {error}") from error
 
 
 def _frozen(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -1,0 +1,242 @@
+"""The command line, in processes of its own, as a person meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import dldw as package
+from tests.harness import dldw, environment, lines
+
+QUICK = ("compare", "digits", "spsa", "weight-perturbation", "--budget", "quick", "--seeds", "2")
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A whole comparison: its directory, and what it printed."""
+    out = tmp_path_factory.mktemp("quick")
+    done = dldw(*QUICK, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout, done.stderr
+
+
+def test_help_comes_at_once_and_without_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['dldw', '--help']\nfrom dldw.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    )
+    code += "heavy = {'torch', 'numpy', 'sklearn', 'optuna'} & set(sys.modules)\nsys.exit(str(heavy) if heavy else 0)"
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False
+        )
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+        assert all(command in done.stdout for command in ("compare", "report", "train", "methods", "tasks"))
+    assert min(times) < 0.5
+
+
+def test_version() -> None:
+    assert dldw("--version").stdout == f"dldw {package.__version__}\n"
+
+
+def test_methods_are_listed_with_their_cards() -> None:
+    shown = dldw("methods").stdout
+    for name, method in package.methods().items():
+        assert f"{name}\n    {method.card.summary}\n" in shown
+    assert json.loads(dldw("methods", "--json").stdout)["spsa"]["claim"] == "unbiased"
+
+
+def test_tasks_are_listed() -> None:
+    shown = dldw("tasks").stdout
+    assert re.search(r"^digits\n .*MLP 64-32-10.*\n    target: accuracy 90%$", shown, re.MULTILINE)
+    assert re.search(r"^quadratic\n.*\n    target: loss 0.05$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("compare", "digit"), r"no task 'digit'. Did you mean 'digits'\? Known: digits, digits-wide, fashion-mnist"),
+        (("compare", "digits", "backprob"), r"no method 'backprob'. Did you mean 'backprop'\? Known: backprop"),
+        (("compare", "digits", "spsa[sgma=1]"), r"no setting 'sgma' of spsa. Did you mean 'sigma'\? Known: sigma"),
+        (("compare", "--budget", "fully"), r"no budget 'fully'. Did you mean 'full'\?"),
+        (("compare", "digits", "spsa[sigma=-1]"), r"spsa\[sigma=-1.0\]: sigma .* must be positive and finite, got -1"),
+        (("train", "digits", "spa", "--out", "w.safetensors"), r"no method 'spa'. Did you mean 'spsa'\?"),
+        (("report", "nowhere"), r"there are no results in nowhere"),
+    ],
+)
+def test_a_users_mistake_ends_with_one_line_and_code_2(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
+    done = dldw(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(rf"dldw: .*{text}.*\n", done.stderr), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_that_does_not_exist_has_code_2() -> None:
+    done = dldw("compare", "--seed", "3")
+    assert done.returncode == 2
+    assert "--seeds" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich", "sklearn", "optuna", "jinja2", "altair"])
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(tmp_path: Path, missing: str) -> None:
+    block = f"import sys\nsys.modules[{missing!r}] = None"
+    done = dldw("compare", "digits", "--budget", "20", "--tune", "1", cwd=tmp_path, before=block)
+    assert done.returncode == 2
+    remedy = 'Install it with: pip install "dldw[compare]"'
+    assert done.stderr == f"dldw: this needs {missing}, which is not installed. {remedy}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_file_that_raises_is_named_with_line_and_error(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import torch\n\nraise KeyError('weights.pt')\n")
+    done = dldw("compare", "mine.py:Mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert re.search(r"mine.py, line 3, raised KeyError: 'weights.pt'", done.stderr)
+
+
+def test_without_a_terminal_there_are_plain_lines(quick: tuple[Path, str, str]) -> None:
+    _, out, err = quick
+    assert "\x1b" not in out + err
+    assert "training: begins\n" in err
+    assert "measuring: 100 %\n" in err
+    assert not set("│┃━╭") & set(out + err)
+    assert max(len(text) for text in out.splitlines() if text.startswith("spsa")) < 140
+
+
+def test_the_table_shows_what_a_person_needs(quick: tuple[Path, str, str]) -> None:
+    directory, out, _ = quick
+    assert re.search(r"^digits: target accuracy 90%, untrained \d+\.\d %, \d+ s$", out, re.MULTILINE)
+    assert re.search(
+        r"^method +claim +accuracy, 95 % interval +forwards to target +x two forwards +memory +failures$",
+        out,
+        re.MULTILINE,
+    )
+    number = r"\d+\.\d %"
+    assert re.search(
+        rf"^backprop +exact +{number} \({number} - {number}\) +\d+ +\d+\.\d\d +[\d.]+ KiB +0 of 2$", out, re.MULTILINE
+    )
+    assert re.search(r"^weight-perturbation +biased .* ∞ \(0 of 2 reached it\) .* 2 of 2$", out, re.MULTILINE)
+    assert "Note: weight-perturbation missed the target in 2 of 2 runs within 3,000 forward passes" in out
+    assert Path(out.splitlines()[-1].removeprefix("Report: ")).parent == directory
+
+
+def test_the_report_is_written_again_from_the_results(quick: tuple[Path, str, str], tmp_path: Path) -> None:
+    shutil.copy(quick[0] / "results.jsonl", tmp_path)
+    done = dldw("report", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.splitlines()[-1].removeprefix("Report: ")).stat().st_size > 10_000
+
+
+def test_json_is_one_object_on_standard_output(quick: tuple[Path, str, str]) -> None:
+    done = dldw(*QUICK, "--out", str(quick[0]), "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    rows = {row["method"]: row for row in summary["rows"]}
+    assert rows.keys() == {"spsa", "weight-perturbation", "backprop", "backprop[checkpoint=true]", "random-search"}
+    assert rows["weight-perturbation"]["forwards_to_target"] is None
+    assert rows["backprop"]["forwards_to_target"] < 1000
+    assert summary["results"] == str(quick[0])
+
+
+def test_the_first_line_says_where_and_with_what_it_ran(quick: tuple[Path, str, str]) -> None:
+    run = lines(quick[0])[0]
+    assert run["kind"] == "run"
+    assert run["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert run["config"]["settings"]["spsa"].keys() >= {"lr", "sigma"}
+
+
+def test_another_configuration_in_the_same_directory_is_refused(quick: tuple[Path, str, str]) -> None:
+    done = dldw(*QUICK[:-1], "3", "--out", str(quick[0]))
+    assert done.returncode == 2
+    assert "holds the results of another configuration (seeds: 2 there, 3 now)" in done.stderr
+
+
+def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = dldw("compare", "--budget", "quick", "--out", str(tmp_path / "file"))
+    assert done.returncode == 2
+    assert re.match(r"dldw: results cannot be written to .*/file: File exists. Give another directory", done.stderr)
+
+
+def test_control_c_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from dldw.cli import main\nmain()", *QUICK, "--out", "here"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    file = tmp_path / "here" / "results.jsonl"
+    while not (file.exists() and file.read_bytes().count(b"\n") > 12):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to every process of the group
+    start = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - start < 10
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith(
+        "dldw: stopped. What was finished is kept in here; go on with: dldw compare digits spsa"
+    )
+    assert err.splitlines()[-1].endswith("--budget quick --seeds 2 --out here")
+
+
+def test_training_saves_weights_that_do_what_was_reported(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from dldw.tasks import load_task
+
+    done = dldw("train", "digits", "backprop", "--out", "w.safetensors", "--budget", "300", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    task = load_task("digits")
+    model = task.model(1)
+    model.load_state_dict(load_file(tmp_path / "w.safetensors"))
+    reported = float(re.findall(r"accuracy ([\d.]+)", done.stdout)[-1])
+    assert task.evaluate(model)["accuracy"] == pytest.approx(reported, abs=1e-4)
+    assert not torch.equal(model[0].weight, task.model(0)[0].weight)  # type: ignore[index]
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_training_that_fails_saves_nothing(tmp_path: Path) -> None:
+    done = dldw("train", "quadratic", "backprop[lr=1e6]", "--out", "w.safetensors", "--budget", "300", cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.search(r"training with backprop\[lr=1000000.0\] failed, so nothing was saved: the loss is", done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_go_to_a_directory_that_exists(tmp_path: Path) -> None:
+    done = dldw("train", "digits", "backprop", "--out", str(tmp_path / "no" / "w.safetensors"), "--budget", "3")
+    assert done.returncode == 2
+    assert "must be a file in a directory that exists" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("dldw compare dig", {"digits", "digits-wide"}),
+        ("dldw compare digits sp", {"spsa"}),
+        ("dldw train digits weig", {"weight-perturbation"}),
+    ],
+)
+def test_the_shell_completes_names_of_tasks_and_methods(words: str, wanted: set[str]) -> None:
+    more = {"_DLDW_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    done = dldw(before="import sys; sys.argv[0] = 'dldw'", **more)
+    assert set(done.stdout.split()) == wanted

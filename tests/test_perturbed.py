@@ -1,4 +1,4 @@
-"""A stand-in W + A Bᵀ gives what the sum gives, in every operation, and low-rank noise has the variance of its closed form."""
+"""A stand-in W + A Bᵀ gives what the sum gives in every operation, and low-rank noise varies as its closed form says."""
 
 import logging
 import math

@@ -168,17 +168,9 @@ def _measured(results: Results) -> list[tuple[str, str]]:
     run, task = results.run, results.task
     machine, config = run["machine"], run["config"]
     budget = config.get("budget")
-<<<<<<< HEAD
-    words = (
-        ", ".join(f"{k} {number(v) if isinstance(v, int | float) else v}" for k, v in budget.items())
-        if isinstance(budget, dict)
-        else str(budget)
-    )
-=======
     words = str(budget.get("name", "–")) if isinstance(budget, dict) else str(budget or "–")
     if isinstance(budget, dict) and isinstance(budget.get("forwards"), int | float):
         words += f": {number(budget['forwards'])} forward-pass equivalents a run"
->>>>>>> report
     memory = machine.get("memory")
     seeds = config.get("seeds")
     lines = [
@@ -199,12 +191,8 @@ def _measured(results: Results) -> list[tuple[str, str]]:
             0,
             (
                 "Task",
-<<<<<<< HEAD
-                f"{task['task']}: {task['summary']} {number(task['weights'])} weights, batches of {task['batch_size']}, {split}",
-=======
                 f"{task['task']}: {task['summary']} {number(task['weights'])} weights, batches of "
                 f"{task['batch_size']}, {split}",
->>>>>>> report
             ),
         )
     return lines

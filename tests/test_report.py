@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.made_up import BACKPROP, NUDGE, World, made_up, save
 
 from dldw.errors import DldwError
 from dldw.report.data import Results, number, percent, read, size
+from tests.made_up import BACKPROP, NUDGE, World, made_up, save
 
 pytest.importorskip("altair", reason="the report's extra is not installed")
 

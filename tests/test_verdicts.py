@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.made_up import BACKPROP, CHECKPOINT, NUDGE, World, made_up, save
 
 from dldw.report.data import Reach, Results, bootstrap, growth_of_noise, growth_of_ratio, ratio, read
 from dldw.report.verdicts import (
@@ -24,6 +23,7 @@ from dldw.report.verdicts import (
     same_logic,
     scaling,
 )
+from tests.made_up import BACKPROP, CHECKPOINT, NUDGE, World, made_up, save
 
 HOLDS, PARTLY, NOT, OPEN = "holds", "holds partly", "does not hold", "not shown in this run"
 

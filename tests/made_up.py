@@ -18,8 +18,22 @@ WEIGHTS = {8: 610, 32: 2410, 128: 9610, 512: 38410}
 CLAIMS = {
     BACKPROP: ("backprop", "exact", "autograd", "4 if checkpoint else 3", 3.0, {"checkpoint": False, "lr": 0.5}),
     CHECKPOINT: ("backprop", "exact", "autograd", "4 if checkpoint else 3", 4.0, {"checkpoint": True, "lr": 0.5}),
-    NUDGE: ("weight-perturbation", "biased", "loss values", "1 + weights", 2.0, {"low": -0.1, "high": 0.1, "weights": 1}),
-    "spsa": ("spsa", "unbiased", "loss values", "2 * directions if two_sided else directions + 1", 2.0, {"sigma": 1e-3}),
+    NUDGE: (
+        "weight-perturbation",
+        "biased",
+        "loss values",
+        "1 + weights",
+        2.0,
+        {"low": -0.1, "high": 0.1, "weights": 1},
+    ),
+    "spsa": (
+        "spsa",
+        "unbiased",
+        "loss values",
+        "2 * directions if two_sided else directions + 1",
+        2.0,
+        {"sigma": 1e-3},
+    ),
     "evolution-strategy": ("evolution-strategy", "biased", "loss values", "population", 64.0, {"sigma": 0.05}),
     "forward-gradient": ("forward-gradient", "unbiased", "forward mode", "3 * directions", 3.0, {"directions": 1}),
     "random-search": ("random-search", "search", "loss values", "population + 1", 9.0, {"sigma": 1.0}),
@@ -62,7 +76,9 @@ class World:
             "random-search": math.inf,
         }
     )
-    growth: dict[str, float] = field(default_factory=lambda: {NUDGE: 0.9, "spsa": 0.6, "evolution-strategy": 0.5, "forward-gradient": 0.6})
+    growth: dict[str, float] = field(
+        default_factory=lambda: {NUDGE: 0.9, "spsa": 0.6, "evolution-strategy": 0.5, "forward-gradient": 0.6}
+    )
     spread: float = 0.08
     ratio: dict[str, float] = field(
         default_factory=lambda: {
@@ -97,15 +113,26 @@ class World:
             "random-search": 95_000,
         }
     )
-    cosine: dict[str, float] = field(default_factory=lambda: {NUDGE: 0.0135, "spsa": 0.0163, "evolution-strategy": 0.12, "forward-gradient": 0.0163})
+    cosine: dict[str, float] = field(
+        default_factory=lambda: {NUDGE: 0.0135, "spsa": 0.0163, "evolution-strategy": 0.12, "forward-gradient": 0.0163}
+    )
     cosine_power: float = 0.5
     quotient: float = 0.08
-    rate_window: dict[str, tuple[float, float]] = field(default_factory=lambda: {BACKPROP: (0.1, 4.0), "spsa": (0.3, 1.5)})
-    step_score: dict[str, float] = field(default_factory=lambda: {BACKPROP: 0.82, NUDGE: 0.86, "spsa": 0.89, "evolution-strategy": 0.91})
+    rate_window: dict[str, tuple[float, float]] = field(
+        default_factory=lambda: {BACKPROP: (0.1, 4.0), "spsa": (0.3, 1.5)}
+    )
+    step_score: dict[str, float] = field(
+        default_factory=lambda: {BACKPROP: 0.82, NUDGE: 0.86, "spsa": 0.89, "evolution-strategy": 0.91}
+    )
     extra: dict[str, tuple[str, str, str, str, float, dict[str, Any]]] = field(default_factory=dict)
 
 
-def made_up(world: World | None = None, *, without: Iterable[str] = (), studies: Iterable[str] = ("curves", "width", "learning-rate")) -> list[Record]:
+def made_up(
+    world: World | None = None,
+    *,
+    without: Iterable[str] = (),
+    studies: Iterable[str] = ("curves", "width", "learning-rate"),
+) -> list[Record]:
     """The records of a run in ``world``, leaving out the kinds of record named in ``without``."""
     w, random = world or World(), np.random.default_rng(7)
     claims = {**CLAIMS, **w.extra}
@@ -116,11 +143,29 @@ def made_up(world: World | None = None, *, without: Iterable[str] = (), studies:
             "dldw": "0.1.0",
             "torch": "2.9.0",
             "python": "3.13.5",
-            "machine": {"system": "Linux", "processor": "a made-up processor", "cores": 2, "threads": 2, "memory": 2**33, "accelerator": None},
-            "config": {"task": "digits", "methods": list(claims), "seeds": list(range(w.seeds)), "budget": {"name": "default", "forwards": w.budget}},
+            "machine": {
+                "system": "Linux",
+                "processor": "a made-up processor",
+                "cores": 2,
+                "threads": 2,
+                "memory": 2**33,
+                "accelerator": None,
+            },
+            "config": {
+                "task": "digits",
+                "methods": list(claims),
+                "seeds": list(range(w.seeds)),
+                "budget": {"name": "default", "forwards": w.budget},
+            },
             "started": "2026-01-02T03:04:05+00:00",
         },
-        *(_task(name, summary) for name, summary in (("digits", "Handwritten digits, 8 × 8."), ("step-digits", "The same with hidden units that are a hard step."))),
+        *(
+            _task(name, summary)
+            for name, summary in (
+                ("digits", "Handwritten digits, 8 × 8."),
+                ("step-digits", "The same with hidden units that are a hard step."),
+            )
+        ),
     ]
     for label, (name, claim, needs, forwards, per_step, settings) in claims.items():
         records.append(
@@ -147,12 +192,28 @@ def made_up(world: World | None = None, *, without: Iterable[str] = (), studies:
                 records += _run(w, claims, "curves", "digits", label, seed, 32, 1.0, w.work[label] * noise[seed, label])
         for label, score in w.step_score.items():
             for seed in range(w.seeds):
-                records += _run(w, claims, "curves", "step-digits", label, seed, 32, 1.0, math.inf, score * noise[seed, label] ** 0.1)
+                records += _run(
+                    w,
+                    claims,
+                    "curves",
+                    "step-digits",
+                    label,
+                    seed,
+                    32,
+                    1.0,
+                    math.inf,
+                    score * noise[seed, label] ** 0.1,
+                )
     if "width" in studies:
         for label in (BACKPROP, *w.growth):
             for width, d in WEIGHTS.items():
                 for seed in range(w.seeds):
-                    need = w.work[label] * noise[seed, label] * float(np.exp(w.spread * random.standard_normal())) * (d / 2410) ** w.growth.get(label, 0.0)
+                    need = (
+                        w.work[label]
+                        * noise[seed, label]
+                        * float(np.exp(w.spread * random.standard_normal()))
+                        * (d / 2410) ** w.growth.get(label, 0.0)
+                    )
                     records += _run(w, claims, "width", "digits", label, seed, width, 1.0, need)[-1:]
     if "learning-rate" in studies:
         for label in (BACKPROP, NUDGE, "spsa", "evolution-strategy", "forward-gradient"):
@@ -160,7 +221,17 @@ def made_up(world: World | None = None, *, without: Iterable[str] = (), studies:
             for factor in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0):
                 for seed in range(w.seeds):
                     good = low * noise[seed, label] ** 8 <= factor <= high * noise[seed, label] ** 8
-                    records += _run(w, claims, "learning-rate", "digits", label, seed, 32, factor, w.work[label] if good else math.inf)[-1:]
+                    records += _run(
+                        w,
+                        claims,
+                        "learning-rate",
+                        "digits",
+                        label,
+                        seed,
+                        32,
+                        factor,
+                        w.work[label] if good else math.inf,
+                    )[-1:]
     records += _costs(w) + _estimates(w) + _quotients(w) + _two_weights(w) + _trials(w, random)
     records.append({"kind": "note", "text": "These results are made up; nothing was measured."})
     records.append({"kind": "done", "seconds": 312.0, "peak_bytes": 700_000_000})
@@ -192,14 +263,39 @@ def _task(name: str, summary: str) -> Record:
 
 def _untrained(w: World) -> list[Record]:
     return [
-        {"kind": "evaluation", "study": "curves", "task": "digits", "method": "untrained", "seed": s, "width": 32, "factor": 1.0}
-        | {"step": 0, "forwards": 0.0, "examples": 0, "seconds": 0.0, "train_loss": None, "loss": 2.35, "accuracy": 0.1 + 0.004 * s}
+        {
+            "kind": "evaluation",
+            "study": "curves",
+            "task": "digits",
+            "method": "untrained",
+            "seed": s,
+            "width": 32,
+            "factor": 1.0,
+        }
+        | {
+            "step": 0,
+            "forwards": 0.0,
+            "examples": 0,
+            "seconds": 0.0,
+            "train_loss": None,
+            "loss": 2.35,
+            "accuracy": 0.1 + 0.004 * s,
+        }
         for s in range(w.seeds)
     ]
 
 
 def _run(
-    w: World, claims: dict[str, Any], study: str, task: str, label: str, seed: int, width: int, factor: float, need: float, top: float = 0.96
+    w: World,
+    claims: dict[str, Any],
+    study: str,
+    task: str,
+    label: str,
+    seed: int,
+    width: int,
+    factor: float,
+    need: float,
+    top: float = 0.96,
 ) -> list[Record]:
     """A curve that passes 90 % after ``need`` forwards and tends to ``top``; never, where ``need`` is infinite."""
     per_step = claims[label][4]
@@ -215,13 +311,30 @@ def _run(
         accuracy = 0.1 + (top - 0.1) * (1 - math.exp(rise * forwards / need))
         seconds = forwards * 3e-5 * w.ratio.get(label, 1.0) / per_step * 2
         records.append(
-            {"kind": "evaluation", **common, "step": step, "forwards": forwards, "examples": 128 * step, "seconds": seconds}
+            {
+                "kind": "evaluation",
+                **common,
+                "step": step,
+                "forwards": forwards,
+                "examples": 128 * step,
+                "seconds": seconds,
+            }
             | {"train_loss": 2.3 * (1.02 - accuracy), "loss": 2.35 * (1.03 - accuracy), "accuracy": accuracy}
         )
     diverged = study == "learning-rate" and reached is None and factor > 3
     records.append(
-        {"kind": "end", **common, "weights": WEIGHTS[width], "reason": "diverged" if diverged else "budget", "failed": reached is None}
-        | {"forwards_to_target": reached, "seconds_to_target": None if reached is None else reached * 3e-5, "forwards": w.budget}
+        {
+            "kind": "end",
+            **common,
+            "weights": WEIGHTS[width],
+            "reason": "diverged" if diverged else "budget",
+            "failed": reached is None,
+        }
+        | {
+            "forwards_to_target": reached,
+            "seconds_to_target": None if reached is None else reached * 3e-5,
+            "forwards": w.budget,
+        }
         | {"metric": records[-1]["accuracy"], "best": records[-1]["accuracy"], "error": None}
     )
     return records
@@ -260,7 +373,15 @@ def _estimates(w: World) -> list[Record]:
                 value = min(1.0, at_home * (2410 / d) ** w.cosine_power * (1 + 0.02 * (seed % 3)))
                 theory = {NUDGE: d - 1.0, "spsa": d - 1.0, "forward-gradient": d + 1.0}.get(label)
                 records.append(
-                    {"kind": "estimate", "task": "digits", "method": label, "seed": seed, "width": width, "weights": d, "draws": 200}
+                    {
+                        "kind": "estimate",
+                        "task": "digits",
+                        "method": label,
+                        "seed": seed,
+                        "width": width,
+                        "weights": d,
+                        "draws": 200,
+                    }
                     | {"cosine": value, "cosine_low": 0.94 * value, "cosine_high": 1.06 * value, "relative_bias": 0.02}
                     | {"relative_variance": 1 / value**2 - 1, "theory_variance": theory}
                 )
@@ -273,7 +394,11 @@ def _quotients(w: World) -> list[Record]:
         error = w.quotient * nudge / 0.1 + 3e-8 / nudge
         records.append(
             {"kind": "bias", "task": "digits", "nudge": nudge, "weights_tried": 400, "relative_error": error}
-            | {"relative_error_low": 0.4 * error, "relative_error_high": 2.5 * error, "wrong_sign": min(0.5, 0.3 * error)}
+            | {
+                "relative_error_low": 0.4 * error,
+                "relative_error_high": 2.5 * error,
+                "wrong_sign": min(0.5, 0.3 * error),
+            }
         )
     return records
 
@@ -286,12 +411,23 @@ def _two_weights(w: World) -> list[Record]:
         return 0.4 + 0.15 * (x - 1) ** 2 + 0.05 * (y + 1) ** 2 + 0.25 * np.sin(1.4 * x) * np.cos(y)
 
     names = ["layers.0.weight[3, 17]", "layers.2.weight[5, 9]"]
-    records: list[Record] = [{"kind": "landscape", "task": "digits", "names": names, "x": axis.tolist(), "y": axis.tolist(), "loss": loss(x, y).tolist()}]
+    records: list[Record] = [
+        {
+            "kind": "landscape",
+            "task": "digits",
+            "names": names,
+            "x": axis.tolist(),
+            "y": axis.tolist(),
+            "loss": loss(x, y).tolist(),
+        }
+    ]
     for i, label in enumerate(m for m in w.work if m != CHECKPOINT):
         random, at = np.random.default_rng(i), np.array([-2.4, 2.3])
         way = [at.copy()]
         for _ in range(60):
-            slope = np.array([(loss(at[0] + h, at[1] + k) - loss(at[0] - h, at[1] - k)) / 2e-4 for h, k in ((1e-4, 0), (0, 1e-4))])
+            slope = np.array(
+                [(loss(at[0] + h, at[1] + k) - loss(at[0] - h, at[1] - k)) / 2e-4 for h, k in ((1e-4, 0), (0, 1e-4))]
+            )
             if label == NUDGE:
                 slope = slope * (np.arange(2) == random.integers(2)) * 2
             elif label not in (BACKPROP, "evolution-strategy"):
@@ -302,7 +438,10 @@ def _two_weights(w: World) -> list[Record]:
         path = np.array(way)
         records.append(
             {"kind": "path", "task": "digits", "method": label, "x": path[:, 0].tolist(), "y": path[:, 1].tolist()}
-            | {"loss": loss(path[:, 0], path[:, 1]).tolist(), "forwards": [CLAIMS.get(label, CLAIMS[NUDGE])[4] * s for s in range(len(path))]}
+            | {
+                "loss": loss(path[:, 0], path[:, 1]).tolist(),
+                "forwards": [CLAIMS.get(label, CLAIMS[NUDGE])[4] * s for s in range(len(path))],
+            }
         )
     return records
 
@@ -315,6 +454,11 @@ def _trials(w: World, random: np.random.Generator) -> list[Record]:
         for trial, (rate, score) in enumerate(zip(rates, scores, strict=True)):
             records.append(
                 {"kind": "tuning", "task": "digits", "method": label, "trial": trial, "settings": {"lr": float(rate)}}
-                | {"score": None if rate > 2 else float(score), "forwards": 2e4, "seconds": 0.9, "chosen": bool(trial == scores.argmax())}
+                | {
+                    "score": None if rate > 2 else float(score),
+                    "forwards": 2e4,
+                    "seconds": 0.9,
+                    "chosen": bool(trial == scores.argmax()),
+                }
             )
     return records

@@ -343,6 +343,20 @@ def test_directions_drawn_again_to_be_combined_are_those_that_were_probed(distri
     assert len(everything.round(decimals=6).unique(dim=0)) == 21, "a direction was drawn twice"
 
 
+@pytest.mark.parametrize("memory", [1, 1 << 40], ids=["replayed", "held"])
+def test_generator_is_left_where_the_last_draw_left_it(memory):
+    """Lengths of steps are drawn after directions, so that drawing the directions again ends somewhere else."""
+    problem, states, generator = problems.mlp(), [], seeded(4)
+
+    def loss(model, batch):
+        states.append(generator.get_state())
+        return problem.loss(model, batch)
+
+    source = bounded(dldw.WeightPerturbation(loss, weights=4, generator=generator), memory)
+    source(problem.model, problem.batch)
+    assert torch.equal(generator.get_state(), states[-1])
+
+
 def test_finite_differences_do_not_depend_on_the_memory_bound():
     problem = problems.mlp()
     for mode in ("sequential", "batched"):
@@ -390,7 +404,7 @@ def test_an_estimate_from_replayed_directions_is_unbiased_too():
     )
 
 
-def test_weights_of_a_recurrent_network_are_swapped_in_its_flat_list_too():
+def test_weights_of_a_recurrent_network_are_swapped():
     problem = problems.lstm()
     weights = Weights(problem.model)
     with torch.no_grad():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dldw.sources.evolution_strategy import EvolutionStrategy as EvolutionStrategy
     from dldw.sources.finite_difference import FiniteDifference as FiniteDifference
     from dldw.sources.forward_gradient import ForwardGradient as ForwardGradient
+    from dldw.sources.low_rank_evolution import LowRankEvolution as LowRankEvolution
     from dldw.sources.spsa import SPSA as SPSA
     from dldw.sources.weight_perturbation import WeightPerturbation as WeightPerturbation
 
@@ -44,6 +45,7 @@ _HOMES = {
     "EvolutionStrategy": "dldw.sources.evolution_strategy",
     "FiniteDifference": "dldw.sources.finite_difference",
     "ForwardGradient": "dldw.sources.forward_gradient",
+    "LowRankEvolution": "dldw.sources.low_rank_evolution",
     "SPSA": "dldw.sources.spsa",
     "WeightPerturbation": "dldw.sources.weight_perturbation",
 }

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-def population_map(function: Callable[[list[Tensor]], Tensor], stacked: list[Tensor]) -> Tensor:
-    """``function`` of each member [..] of the stacked weights [n, ..], results [n, ..]; random numbers are shared."""
+def population_map(function: Callable[[Any], Tensor], stacked: Any) -> Tensor:
+    """``function`` of each member of the stacked tensors [n, ..], results [n, ..]; random numbers are shared."""
     with _PopulationRules():
         out: Tensor = torch.func.vmap(function, randomness="same")(stacked)
     return out

@@ -13,6 +13,9 @@ from torch import Tensor
 from dldw.errors import DldwError
 from dldw.weights import Weights
 
+Stacked = Tensor | tuple[Tensor, Tensor]
+"""One weight of all members [n, *shape], or the factors A [n, m, r] and B [n, k, r] of what is added to it."""
+
 
 class Drawn(ABC):
     """Some directions z_1 .. z_n over all weights of a model."""
@@ -24,8 +27,8 @@ class Drawn(ABC):
         """w + scale * z_row, one tensor for each weight (the parameter itself where z is zero)."""
 
     @abstractmethod
-    def stacked(self, weights: Weights, start: int, scales: list[list[float]]) -> Sequence[Tensor]:
-        """w + scales[c][r] * z_(start + r), tensors [columns * rows, *shape], column after column."""
+    def stacked(self, weights: Weights, start: int, scales: list[list[float]]) -> Sequence[Stacked]:
+        """w + scales[c][r] * z_(start + r) for all weights, [columns * rows, *shape], column after column."""
 
     @abstractmethod
     def tangents(self, weights: Weights, row: int) -> Sequence[Tensor]:
@@ -77,7 +80,7 @@ class Rademacher(_Random):
     """Independent random signs: the least variance of all independent entries, (d - 1) / n relative (Spall 1992)."""
 
     def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
-        return Dense(weights, _signs(_empty(weights, stop - start), generator))
+        return Dense(weights, signs(_empty(weights, stop - start), generator))
 
 
 class Sphere(_Random):
@@ -259,7 +262,7 @@ def _empty(weights: Weights, count: int) -> Tensor:
     return torch.empty((count, weights.size), dtype=weights.dtype, device=weights.device)
 
 
-def _signs(out: Tensor, generator: torch.Generator) -> Tensor:
+def signs(out: Tensor, generator: torch.Generator) -> Tensor:
     """Fills ``out`` with random signs, 64 to each random word, as ``bernoulli_`` takes a draw for each."""
     words = torch.empty((out.numel() + 63) // 64, dtype=torch.int64, device=out.device)
     words.random_(-(2**63), None, generator=generator)

@@ -14,8 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dldw.batched import population_map
+from dldw.directions import Stacked
 from dldw.errors import DldwError
 from dldw.objective import Objective
+from dldw.perturbed import Perturbed
 
 Mode = Literal["auto", "sequential", "batched"]
 _log = logging.getLogger("dldw")
@@ -32,8 +34,8 @@ class Candidates(Protocol):
         """One set of weights, a tensor for each parameter (the parameter itself where it is unchanged)."""
         ...
 
-    def stack(self, start: int, stop: int) -> Sequence[Tensor]:
-        """Rows ``start`` to ``stop``, tensors [width * (stop - start), *shape], column after column.
+    def stack(self, start: int, stop: int) -> Sequence[Stacked]:
+        """Rows ``start`` to ``stop`` of every weight, [width * (stop - start), *shape], column after column.
 
         A parameter that no member changes is given as itself.
         """
@@ -136,14 +138,14 @@ _SMALL = 1 << 20
 """Weights up to which ``auto`` batches: beyond, one matrix product keeps the processor busy and stacking only copies."""
 
 
-def _vmapped(objective: Objective, stacked: Sequence[Tensor]) -> Tensor:
+def _vmapped(objective: Objective, stacked: Sequence[Stacked]) -> Tensor:
     parameters = objective.weights.tensors
     changed = [i for i, (s, p) in enumerate(zip(stacked, parameters, strict=True)) if s is not p]
 
-    def one(members: list[Tensor]) -> Tensor:
+    def one(members: list[Stacked]) -> Tensor:
         tensors: list[Tensor] = list(parameters)
         for i, member in zip(changed, members, strict=True):
-            tensors[i] = member
+            tensors[i] = member if isinstance(member, Tensor) else Perturbed(parameters[i], *member)
         value = objective.at(tensors)
         objective.check(value)
         return value

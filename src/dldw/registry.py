@@ -24,6 +24,7 @@ METHODS = {
     "finite-difference": "dldw.sources.finite_difference:FiniteDifference",
     "spsa": "dldw.sources.spsa:SPSA",
     "evolution-strategy": "dldw.sources.evolution_strategy:EvolutionStrategy",
+    "low-rank-evolution": "dldw.sources.low_rank_evolution:LowRankEvolution",
     "forward-gradient": "dldw.sources.forward_gradient:ForwardGradient",
     "random-search": "dldw.searchers.random_search:RandomSearch",
 }

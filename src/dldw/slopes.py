@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dldw.directions import Drawn
+from dldw.directions import Drawn, Stacked
 from dldw.errors import DldwError
 from dldw.evaluate import Evaluator
 from dldw.objective import Objective
@@ -143,6 +143,6 @@ class Probes:
     def member(self, row: int, column: int) -> Sequence[Tensor]:
         return self.drawn.perturbed(self.weights, row, self.offsets[column] * self.steps[row])
 
-    def stack(self, start: int, stop: int) -> Sequence[Tensor]:
+    def stack(self, start: int, stop: int) -> Sequence[Stacked]:
         scales = [[offset * step for step in self.steps[start:stop]] for offset in self.offsets]
         return self.drawn.stacked(self.weights, start, scales)

@@ -46,6 +46,7 @@ class Weights:
         self._frozen: list[nn.Parameter] = []
         self._put: list[int] = []
         self._members: list[tuple[dict[str, Any], str, Any]] = []
+        self._recurrent: list[nn.RNNBase] = []
         index: dict[int, int] = {}
         stack, seen = [model], {id(model)}
         dicts: list[dict[str, Any]] = []
@@ -92,10 +93,8 @@ class Weights:
                 self.tensors.append(parameter)
                 self.slots.append([])
             self.slots[at].append((module._parameters, name))
-        if isinstance(module, nn.RNNBase):  # its forward reads this list, not the parameters by name
-            for key, parameter in enumerate(module._flat_weights):
-                if id(parameter) in index:
-                    self.slots[index[id(parameter)]].append((module._flat_weights, key))
+        if isinstance(module, nn.RNNBase):
+            self._recurrent.append(module)
 
     @property
     def device(self) -> torch.device:
@@ -140,6 +139,8 @@ class Weights:
             for container, key in self.slots[i]:
                 container[key] = self.tensors[i]
         self._put.clear()
+        for module in self._recurrent:  # forward made a list of what it read, and would hold on to it
+            module._update_flat_weights()
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Cuts ``flat`` [..., d] into one tensor [..., *shape] for each weight, in the weight's dtype."""

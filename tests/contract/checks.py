@@ -178,7 +178,7 @@ def keeps_tied_weights_tied(make: Make) -> None:
 def leaves_weights_bit_identical(make: Make) -> None:
     """Weights are the same tensors with the same bits after a call."""
     for build in (problems.mlp, problems.tied, problems.conv, problems.batch_norm, problems.lstm):
-        make_ = _any_mode(make) if build.__name__ in problems.NOT_BATCHED else make
+        make_ = in_any_mode(make) if build.__name__ in problems.NOT_BATCHED else make
         for dtype in (torch.float64, torch.float32):
             problem = build(dtype)
             before = [(p, p.detach().clone(), p.data_ptr()) for p in problem.model.parameters()]
@@ -205,7 +205,7 @@ def leaves_weights_and_grad_on_keyboard_interrupt(make: Make) -> None:
 def leaves_buffers_as_one_forward_would(make: Make) -> None:
     """Batch-norm statistics and a model's own buffers end as after one plain forward pass."""
     for build in (problems.batch_norm, problems.counting):
-        make_ = _any_mode(make) if build is problems.batch_norm else make
+        make_ = in_any_mode(make) if build is problems.batch_norm else make
         problem, reference = build(), build()
         with torch.no_grad():
             reference.loss(reference.model, reference.batch)
@@ -397,7 +397,7 @@ def equals_autograd(make: Make, rtol: float = 1e-12, atol: float = 1e-14) -> Non
         torch.manual_seed(2)
         wanted = problem.autograd()
         torch.manual_seed(2)
-        got = estimate(_any_mode(make) if build.__name__ in problems.NOT_BATCHED else make, problem)
+        got = estimate(in_any_mode(make) if build.__name__ in problems.NOT_BATCHED else make, problem)
         assert close(got, wanted, rtol, atol), f"not the gradient of {build.__name__}"
 
 
@@ -445,7 +445,7 @@ def forwards_equal_the_card(make: Make) -> None:
     assert calls[0] == source.forwards(d), f"{calls[0]} forwards, but the card says {source.forwards(d):g}"
 
 
-def _any_mode(make: Make) -> Make:
+def in_any_mode(make: Make) -> Make:
     """``make`` with ``batched`` relaxed to ``auto``, for the models that vmap cannot go through."""
     settings = dict(getattr(make, "settings", ()))
     if settings.get("evaluate") == "batched":

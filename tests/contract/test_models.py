@@ -55,6 +55,24 @@ def test_forward_mode_leaves_the_choice_of_kernels_as_it_was(build):
     assert chosen() == before
 
 
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_recurrent_layer_lists_its_own_weights_after_a_call_and_after_an_exception(source):
+    problem = problems.lstm()
+    made = checks.in_any_mode(source)(problem.loss, seeded())
+    made(problem.model, problem.batch)
+    layer = problem.model.lstm
+    assert all(a is b for a, b in zip(layer._flat_weights, layer.parameters(), strict=True))
+
+    def stopping(model, batch):
+        problem.loss(model, batch)
+        raise KeyboardInterrupt
+
+    problem.model.zero_grad()
+    with pytest.raises(KeyboardInterrupt):
+        checks.in_any_mode(source)(stopping, seeded())(problem.model, problem.batch)
+    assert all(a is b for a, b in zip(layer._flat_weights, layer.parameters(), strict=True))
+
+
 BATCHED = [
     Variant("spsa", (("directions", 6),)),
     Variant("spsa", (("directions", 6), ("two_sided", False), ("distribution", "sphere"))),

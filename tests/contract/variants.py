@@ -34,6 +34,11 @@ _SETTINGS: dict[str, list[dict[str, object]]] = {
         {"shaping": "none"},
         {"shaping": "none", "antithetic": False, "sigma": 0.2, "population": 128},
     ],
+    "low-rank-evolution": [
+        {"evaluate": "sequential", "population": 4},
+        {"evaluate": "batched"},
+        {"rank": 2, "noise": "gaussian"},
+    ],
     "forward-gradient": [{"directions": 4}],
 }
 DETERMINISTIC = {"backprop", "finite-difference"}

@@ -41,8 +41,8 @@ def write(directory: Path) -> Path:
         os.replace(file.name, path)
     except OSError as error:
         raise DldwError(
-            f"cannot write {path}: {error.strerror or error}. The results are untouched; make room or free the directory, "
-            f"then run 'dldw report {directory}'."
+            f"cannot write {path}: {error.strerror or error}. The results are untouched; make room or free the "
+            f"directory, then run 'dldw report {directory}'."
         ) from error
     finally:
         if "file" in locals():

@@ -33,6 +33,7 @@ from dldw.errors import DldwError
 
 RESULTS = "results.jsonl"
 DRAWS = 4000
+NUDGE_LIMIT = 0.1 + 1e-6  # the question draws dw from U(-0.1, 0.1)
 Floats = NDArray[np.float64]
 
 
@@ -109,7 +110,10 @@ class Results:
             (self.estimates, "No estimate was held against the exact gradient."),
             (self.biases, "The difference quotient was not held against the exact derivative."),
             ([e for e in self.ends if e["study"] == "width"], "No network was trained at several widths."),
-            ([e for e in self.ends if e["study"] == "learning-rate"], "No method was tried over several learning rates."),
+            (
+                [e for e in self.ends if e["study"] == "learning-rate"],
+                "No method was tried over several learning rates.",
+            ),
             (self.landscapes, "The landscape of two weights was not recorded."),
             (self.tunings, "No settings were tuned in this run; the methods ran with the settings shown in the table."),
         ]
@@ -185,7 +189,7 @@ def read(directory: Path) -> Results:
 
 def _parse(path: Path, text: str) -> tuple[list[dict[str, Any]], bool]:
     lines = text.split("\n")
-    records = []
+    records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -196,8 +200,8 @@ def _parse(path: Path, text: str) -> tuple[list[dict[str, Any]], bool]:
         except ValueError as error:
             if any(rest.strip() for rest in lines[number:]):
                 raise DldwError(
-                    f"line {number} of {path} is damaged ({error}), and it is not the last, so this is not the trace of a "
-                    f"stopped run. Restore the file, or run the comparison again into a new directory."
+                    f"line {number} of {path} is damaged ({error}), and it is not the last, so this is not the "
+                    "trace of a stopped run. Restore the file, or run the comparison again into a new directory."
                 ) from error
             return records, True
         records.append(record)
@@ -278,7 +282,8 @@ class Reach:
 def ratio(a: Reach, b: Reach) -> Interval | None:
     """Median of ``a`` over median of ``b``, resampled over the seeds both have.
 
-    None when they share no seed, or when half the runs of both missed, so that nothing is known of the ratio. Where a run missed the target the ratio is only known to lie between two bounds, and the interval covers both.
+    None when they share no seed, or when half the runs of both missed, so that nothing is known of the ratio. Where a
+    run missed the target the ratio is only known to lie between two bounds, and the interval covers both.
     """
     seeds = sorted(a.low.keys() & b.low.keys())
     if not seeds:
@@ -286,7 +291,7 @@ def ratio(a: Reach, b: Reach) -> Interval | None:
     table = np.array([[r[s] for s in seeds] for r in (a.low, a.high, b.low, b.high)])  # [4, seeds]
     a_low, a_high, b_low, b_high = np.maximum(np.median(table, axis=1), 1e-12)
     lower, upper = a_low / b_high, a_high / b_low
-    if lower == 0 and math.isinf(upper):
+    if lower < 1e-9 and math.isinf(upper):  # neither got there, or the one that did not made no step at all
         return None
     value, bound = (lower, "") if lower == upper else (lower, "at least") if lower > 0 else (upper, "at most")
     if len(seeds) < 3:

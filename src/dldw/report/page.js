@@ -69,13 +69,20 @@
   }
 
   function signal(name, value) {
-    return Promise.all(Object.values(views).map((view) => view.signal(name, value).runAsync()));
+    return Promise.all(charts.filter((chart) => !empty(chart) && views[chart.id])
+      .map((chart) => views[chart.id].signal(name, value).runAsync()));
+  }
+
+  function empty(chart) {
+    return !chart.rows.rows.some((row) => row.method === undefined || shown.has(row.method));
   }
 
   function filter() {
     for (const chip of chips) chip.setAttribute("aria-pressed", shown.has(chip.dataset.method));
     for (const row of document.querySelectorAll("tr[data-method]")) row.hidden = !shown.has(row.dataset.method);
-    return Promise.all([signal("shown", [...shown]), ...charts.filter((chart) => chart.step).map(draw)]);
+    for (const chart of charts) document.getElementById(chart.id).classList.toggle("empty", empty(chart));
+    const stepped = charts.filter((chart) => chart.step && !empty(chart));
+    return Promise.all([signal("shown", [...shown]), ...stepped.map(draw)]);
   }
 
   function only(method) {

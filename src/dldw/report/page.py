@@ -35,9 +35,9 @@ SECTIONS = (
     ("learning", "How far the same work goes", ("curves", "target")),
     ("price", "What one step costs", ("cost", "memory")),
     ("estimate", "How good the estimate is", ("cosine", "quotient")),
-    ("growth", "What size and settings do", ("growth", "failures")),
-    ("landscape-section", "A picture of the descent", ("landscape",)),
-    ("tuning-section", "The price of good settings", ("tuning",)),
+    ("size-and-settings", "What size and settings do", ("growth", "failures")),
+    ("descent", "A picture of the descent", ("landscape",)),
+    ("settings", "The price of good settings", ("tuning",)),
 )
 ICONS = {"holds": "✓", "holds partly": "◐", "does not hold": "✕", "not shown in this run": "–"}
 SYMBOLS = {
@@ -95,7 +95,7 @@ def render(results: Results) -> str:
 def _bundle() -> str:
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
     known = vl_convert.get_vegalite_versions()
-    code: str = vl_convert.javascript_bundle(vl_version=version if version in known else None)
+    code: str = vl_convert.javascript_bundle(vl_version=version if version in known else None)  # type: ignore[call-arg]
     return code.replace("</script", "<\\/script")
 
 
@@ -158,7 +158,9 @@ def _settings(record: Any) -> str:
 
 def _linked(paper: str) -> Markup:
     text = str(escape(paper))
-    return Markup(re.sub(r"arXiv (\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1" rel="noreferrer">arXiv \1</a>', text))
+    return Markup(
+        re.sub(r"arXiv (\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1" rel="noreferrer">arXiv \1</a>', text)
+    )
 
 
 def _measured(results: Results) -> list[tuple[str, str]]:
@@ -166,12 +168,14 @@ def _measured(results: Results) -> list[tuple[str, str]]:
     run, task = results.run, results.task
     machine, config = run["machine"], run["config"]
     budget = config.get("budget")
-    words = ", ".join(f"{k} {number(v) if isinstance(v, int | float) else v}" for k, v in budget.items()) if isinstance(budget, dict) else str(budget)
+    words = str(budget.get("name", "–")) if isinstance(budget, dict) else str(budget or "–")
+    if isinstance(budget, dict) and isinstance(budget.get("forwards"), int | float):
+        words += f": {number(budget['forwards'])} forward-pass equivalents a run"
     memory = machine.get("memory")
     seeds = config.get("seeds")
     lines = [
         ("Machine", ", ".join(str(machine[k]) for k in ("system", "processor") if machine.get(k))),
-        ("Cores and threads", f"{machine.get('cores', '–')} cores, {machine.get('threads', '–')} threads"),
+        ("Cores", f"{machine.get('cores', '–')}, {machine.get('threads', '–')} used by torch"),
         ("Memory", size(memory) if isinstance(memory, int | float) else "–"),
         ("Accelerator", str(machine.get("accelerator") or "none")),
         ("Versions", f"dldw {run['dldw']}, torch {run['torch']}, Python {run['python']}"),
@@ -183,5 +187,12 @@ def _measured(results: Results) -> list[tuple[str, str]]:
     ]
     if task is not None:
         split = f"{number(task['train_examples'])} training and {number(task['test_examples'])} test examples"
-        lines.insert(0, ("Task", f"{task['task']}: {task['summary']} {number(task['weights'])} weights, batches of {task['batch_size']}, {split}"))
+        lines.insert(
+            0,
+            (
+                "Task",
+                f"{task['task']}: {task['summary']} {number(task['weights'])} weights, batches of "
+                f"{task['batch_size']}, {split}",
+            ),
+        )
     return lines

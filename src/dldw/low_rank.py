@@ -1,0 +1,119 @@
+"""Directions of low rank for every weight matrix: probed at the cost of inference, stored in m + n numbers for m x n."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dldw.directions import Directions, Drawn, Stacked, signs
+from dldw.errors import DldwError
+from dldw.perturbed import Perturbed
+from dldw.weights import Weights
+
+Noise = Literal["sign", "gaussian"]
+
+
+@dataclass(frozen=True)
+class LowRank(Directions):
+    """Z = A Bᵀ / sqrt(r) for each weight of two or more dimensions [m, *rest], n = prod(rest); vectors in full.
+
+    With entries of variance 1, E[z zᵀ] = I. On an m x n weight and a linear loss the relative variance of one direction is
+    mn - 1 for signs at rank 1, and mn + 1 + 2(m + n + 1)/r for Gaussians.
+
+    Args:
+        directions: How many.
+        rank: r.
+        noise: Entries of A and B: random signs, or Gaussian.
+    """
+
+    directions: int = 1
+    rank: int = 1
+    noise: Noise = "sign"
+
+    def __post_init__(self) -> None:
+        if self.directions < 1 or self.rank < 1:
+            raise DldwError(f"directions and rank must be at least 1, got {self.directions} and {self.rank}.")
+        if self.noise not in ("sign", "gaussian"):
+            raise DldwError(f"noise must be sign or gaussian, got {self.noise!r}.")
+
+    def count(self, weights: Weights) -> int:
+        return self.directions
+
+    def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
+        count = stop - start
+        sizes = [s for p in weights.tensors for s in _sizes(p, self.rank)]
+        block = torch.empty((count, sum(sizes)), dtype=weights.dtype, device=weights.device)
+        block = signs(block, generator) if self.noise == "sign" else block.normal_(generator=generator)
+        parts = iter(block.split_with_sizes(sizes, dim=1))
+        factors: list[_Factors] = []
+        for p in weights.tensors:
+            first = next(parts).to(p.dtype)
+            if p.ndim < 2:
+                factors.append(first.view(count, *p.shape))
+            else:
+                a = first.view(count, p.shape[0], self.rank) / math.sqrt(self.rank)
+                factors.append((a, next(parts).to(p.dtype).view(count, -1, self.rank)))
+        return LowRankDrawn(count, factors)
+
+
+_Factors = Tensor | tuple[Tensor, Tensor]
+
+
+def _sizes(p: Tensor, rank: int) -> list[int]:
+    return [p.numel()] if p.ndim < 2 else [p.shape[0] * rank, p.numel() // p.shape[0] * rank]
+
+
+class LowRankDrawn(Drawn):
+    """Low-rank directions by their factors.
+
+    Args:
+        count: n.
+        factors: For each weight (A [n, m, r], B [n, k, r]), or z [n, *shape] for a vector.
+    """
+
+    def __init__(self, count: int, factors: list[_Factors]) -> None:
+        self.count = count
+        self.factors = factors
+
+    def perturbed(self, weights: Weights, row: int, scale: float) -> Sequence[Tensor]:
+        return [
+            torch.add(p, z[row], alpha=scale) if isinstance(z, Tensor) else Perturbed(p, scale * z[0][row], z[1][row])
+            for p, z in zip(weights.tensors, self.factors, strict=True)
+        ]
+
+    def stacked(self, weights: Weights, start: int, scales: list[list[float]]) -> Sequence[Stacked]:
+        rows = len(scales[0])
+        scale = torch.tensor(scales, dtype=torch.float64).view(len(scales), rows, 1, 1)
+        stacks: list[Stacked] = []
+        for p, factors in zip(weights.tensors, self.factors, strict=True):
+            moved = scale.to(p)
+            if isinstance(factors, Tensor):
+                z = factors[start : start + rows]
+                stacks.append((p + moved.view(len(scales), rows, *[1] * p.ndim) * z).flatten(0, 1))
+            else:
+                a, b = (f[start : start + rows] for f in factors)
+                stacks.append(((moved * a).flatten(0, 1), b.expand(len(scales), *b.shape).flatten(0, 1)))
+        return stacks
+
+    def tangents(self, weights: Weights, row: int) -> Sequence[Tensor]:
+        return [
+            f[row] if isinstance(f, Tensor) else (f[0][row] @ f[1][row].mT).view(p.shape)
+            for p, f in zip(weights.tensors, self.factors, strict=True)
+        ]
+
+    def accumulate(self, weights: Weights, coefficients: list[float]) -> None:
+        each = torch.tensor(coefficients, dtype=torch.float64).view(-1, 1, 1)
+        for p, factors in zip(weights.tensors, self.factors, strict=True):
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            c = each.to(p)
+            if isinstance(factors, Tensor):
+                p.grad.add_(torch.tensordot(c.view(-1), factors, dims=1))
+            else:
+                a, b = (f.transpose(0, 1).flatten(1) for f in (c * factors[0], factors[1]))  # [m, n r], [k, n r]
+                p.grad.view(p.shape[0], -1).addmm_(a, b.mT)

@@ -1,0 +1,180 @@
+"""A parameter that stands for W + s Z and is evaluated inside the operation that uses it.
+
+Z has low rank, so y = x Wᵀ + s (x B) Aᵀ costs two thin products beside the one that the layer makes anyway, and nothing of
+the size of W is allocated. The model runs as it is: its own ``forward`` meets the stand-in wherever it reads the parameter.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+_log = logging.getLogger("dldw")
+
+
+class Perturbed(Tensor):
+    """W + A Bᵀ with W of shape [m, *rest] and n = prod(rest); an operation without a rule gets the sum itself.
+
+    Args:
+        weight: W.
+        a: A, the scale included, [m, r].
+        b: B, [n, r].
+    """
+
+    weight: Tensor
+    a: Tensor
+    b: Tensor
+
+    @staticmethod
+    def __new__(cls, weight: Tensor, a: Tensor, b: Tensor) -> Perturbed:
+        self = torch.Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype, device=weight.device)
+        self.weight, self.a, self.b = weight.detach(), a, b
+        stand_in: Perturbed = self
+        return stand_in
+
+    def materialised(self) -> Tensor:
+        """The sum, a new tensor of the shape of W."""
+        return self.weight + (self.a @ self.b.mT).view(self.weight.shape)
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"Perturbed({list(self.weight.shape)}, rank={self.a.shape[-1]})"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ABOUT:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        rule = _RULES.get(func)
+        if rule is not None:
+            out = rule(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        name = getattr(func, "__name__", str(func))
+        if name not in _materialised_for:
+            _materialised_for.add(name)
+            _log.debug("%s has no rule for a perturbed weight, so the weight is materialised for it", name)
+        args, kwargs = tree_map_only(Perturbed, Perturbed.materialised, (tuple(args), kwargs))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Where code below Python reaches the stand-in, it gets the sum."""
+        args, kwargs = tree_map_only(Perturbed, Perturbed.materialised, (tuple(args), kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _linear(x: Tensor, weight: Any, bias: Any = None) -> Any:
+    if not isinstance(weight, Perturbed) or weight.weight.ndim != 2 or isinstance(x, Perturbed):
+        return NotImplemented
+    return _plus(F.linear(x, weight.weight, _dense(bias)), x @ weight.b, weight.a)
+
+
+def _matmul(x: Any, weight: Any) -> Any:
+    if isinstance(x, Perturbed) or not isinstance(weight, Perturbed) or weight.weight.ndim != 2:
+        return NotImplemented
+    return _plus(torch.matmul(x, weight.weight), x @ weight.a, weight.b)
+
+
+def _addmm(bias: Any, x: Any, weight: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    if isinstance(x, Perturbed) or not isinstance(weight, Perturbed):
+        return NotImplemented
+    return _plus(torch.addmm(_dense(bias), x, weight.weight, beta=beta, alpha=alpha), alpha * (x @ weight.a), weight.b)
+
+
+def _embedding(
+    input: Tensor,
+    weight: Any,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    if max_norm is not None or not isinstance(weight, Perturbed):
+        return NotImplemented
+    return _plus(F.embedding(input, weight.weight, padding_idx), F.embedding(input, weight.a), weight.b)
+
+
+def _convolution(convolve: Callable[..., Tensor]) -> Callable[..., Any]:
+    def rule(
+        input: Tensor,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Any:
+        if not isinstance(weight, Perturbed):
+            return NotImplemented
+        w, a, b, rank = weight.weight, weight.a, weight.b, weight.a.shape[-1]
+        y = convolve(input, w, _dense(bias), stride, padding, dilation, groups)
+        thin = b.mT.reshape(rank, *w.shape[1:]).repeat(groups, *[1] * (w.ndim - 1))
+        t = convolve(input, thin, None, stride, padding, dilation, groups)  # [.., groups * r, *positions]
+        where = t.shape[t.ndim - w.ndim + 2 :]
+        lead = t.shape[: t.ndim - w.ndim + 1]
+        t = t.reshape(*lead, groups, rank, -1)
+        moved = a.reshape(groups, -1, rank) @ t  # [.., groups, m / groups, positions]
+        return y + moved.reshape(*lead, w.shape[0], *where)
+
+    return rule
+
+
+def _plus(y: Tensor, thin: Tensor, factor: Tensor) -> Tensor:
+    """y + thin factorᵀ, with [.., k] + [.., r] [k, r]; in place where y is a plain tensor of ours."""
+    if thin.shape[-1] == 1 and (torch._C._functorch.maybe_current_level() is not None or torch.is_grad_enabled()):
+        return torch.addcmul(y, thin, factor.mT.squeeze(0))
+    if torch._C._functorch.maybe_current_level() is not None or torch.is_grad_enabled():
+        return y + thin @ factor.mT
+    y.view(-1, y.shape[-1]).addmm_(thin.reshape(-1, thin.shape[-1]), factor.mT)
+    return y
+
+
+def _dense(bias: Any) -> Any:
+    return bias.materialised() if isinstance(bias, Perturbed) else bias
+
+
+_RULES: dict[Any, Callable[..., Any]] = {
+    F.linear: _linear,
+    torch.matmul: _matmul,
+    torch.mm: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.__matmul__: _matmul,
+    Tensor.mm: _matmul,
+    torch.addmm: _addmm,
+    Tensor.addmm: _addmm,
+    F.embedding: _embedding,
+    torch.embedding: lambda weight, indices, *rest, **named: _embedding(indices, weight),
+    F.conv1d: _convolution(F.conv1d),
+    F.conv2d: _convolution(F.conv2d),
+    F.conv3d: _convolution(F.conv3d),
+}
+_ABOUT = {
+    Tensor.shape.__get__,  # type: ignore[attr-defined]
+    Tensor.dtype.__get__,  # type: ignore[attr-defined]
+    Tensor.device.__get__,
+    Tensor.ndim.__get__,  # type: ignore[attr-defined]
+    Tensor.requires_grad.__get__,  # type: ignore[attr-defined]
+    Tensor.is_cuda.__get__,  # type: ignore[attr-defined]
+    Tensor.layout.__get__,  # type: ignore[attr-defined]
+    Tensor.size,
+    Tensor.dim,
+    Tensor.numel,
+    Tensor.__len__,
+    Tensor.is_floating_point,
+    Tensor.element_size,
+}
+"""Questions about a weight that do not read it."""
+
+_materialised_for: set[str] = set()

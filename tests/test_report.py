@@ -1,0 +1,395 @@
+"""The report is a pure function of results.jsonl, whole or torn, and says what it was not given."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html import unescape
+from importlib.resources import files
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dldw.errors import DldwError
+from dldw.report.data import Results, number, percent, read, size
+from tests.made_up import BACKPROP, NUDGE, World, made_up, save
+
+pytest.importorskip("altair", reason="the report's extra is not installed")
+
+from dldw.report import write
+from dldw.report.charts import CHARTS, Chart, charts, looks
+from dldw.report.page import render
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("run")
+    save(made_up(), directory)
+    return write(directory)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Callable[..., Results]:
+    def build(w: World | None = None, **options: Any) -> Results:
+        save(made_up(w, **options), tmp_path)
+        return read(tmp_path)
+
+    return build
+
+
+# --- reading ---
+
+
+def test_a_torn_last_line_is_left_out_and_said(tmp_path: Path) -> None:
+    path = save(made_up(), tmp_path)
+    path.write_bytes(path.read_bytes()[:-20])
+    found = read(tmp_path)
+    assert found.torn
+    assert found.done is None
+    page = write(tmp_path).read_text(encoding="utf-8")
+    assert "cut off, as a stopped run leaves it" in page
+    assert "was not finished when this page was made" in page
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 12, 40, 400])
+def test_a_run_stopped_anywhere_gives_a_page(tmp_path: Path, keep: int) -> None:
+    save(made_up()[:keep], tmp_path)
+    page = write(tmp_path).read_text(encoding="utf-8")
+    assert "The question, answered" in page
+    assert "No training run has ended yet." in page or keep == 400
+
+
+def test_a_line_damaged_in_the_middle_is_refused_with_its_number(tmp_path: Path) -> None:
+    path = save(made_up(), tmp_path)
+    lines = path.read_text(encoding="utf-8").split("\n")
+    lines[4] = lines[4][:-9]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(DldwError, match=r"line 5 of .* is damaged .* not the last, .* Restore the file"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (2, "has format 2, and this version of dldw reads format 1.*Update dldw"),
+        (0, "Use the dldw 0.1.0 that wrote it"),
+        (None, "has format None"),
+    ],
+)
+def test_another_format_is_refused_with_the_reason(tmp_path: Path, found: Any, text: str) -> None:
+    records = made_up()
+    records[0]["format"] = found
+    save(records, tmp_path)
+    with pytest.raises(DldwError, match=text):
+        write(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("content", ["", "\n", '{"kind": "note", "text": "no run"}\n', '{"kind": "ru'])
+def test_results_without_a_run_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "results.jsonl").write_text(content, encoding="utf-8")
+    with pytest.raises(DldwError, match=r"does not begin with the record of a run.*dldw compare"):
+        read(tmp_path)
+
+
+def test_a_directory_without_results_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DldwError, match=r"cannot read .*results\.jsonl: No such file.*run 'dldw compare --out"):
+        write(tmp_path)
+
+
+def test_what_a_resumed_run_recorded_twice_counts_once(results: Any, tmp_path: Path) -> None:
+    once = results()
+    records = made_up()
+    save(records[:-1] + records[5:], tmp_path)
+    twice = read(tmp_path)
+    assert (len(twice.ends), len(twice.evaluations), len(twice.costs)) == (
+        len(once.ends),
+        len(once.evaluations),
+        len(once.costs),
+    )
+
+
+def test_kinds_of_record_from_later_versions_are_passed_over(results: Any, tmp_path: Path) -> None:
+    save([*made_up(), {"kind": "aura", "colour": "green"}], tmp_path)
+    assert read(tmp_path).done is not None
+
+
+# --- writing ---
+
+
+def test_the_same_results_give_the_same_page(whole: Path) -> None:
+    first = whole.read_bytes()
+    assert write(whole.parent).read_bytes() == first
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(made_up(), tmp_path)
+    (tmp_path / "report.html").write_text("old", encoding="utf-8")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(
+        DldwError, match=r"cannot write .*report\.html: No space left on device\. The results are untouched"
+    ):
+        write(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "results.jsonl"]
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "old"
+
+
+def test_the_page_is_small_and_whole(whole: Path) -> None:
+    text = whole.read_text(encoding="utf-8")
+    assert whole.stat().st_size < 3_000_000
+    assert text.rstrip().endswith("</html>")
+    assert text.count("vegaEmbed=") <= 1
+    markup = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
+    assert re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"(?!data:)", markup) == []
+    assert "default-src 'none'" in text
+
+
+def test_no_two_parts_of_the_page_share_a_name(whole: Path) -> None:
+    markup = re.sub(r"<(script|style).*?</\1>", "", whole.read_text(encoding="utf-8"), flags=re.S)
+    names = re.findall(r'\bid="([^"]+)"', markup)
+    assert len(names) == len(set(names))
+
+
+def test_torch_is_not_imported(whole: Path) -> None:
+    code = (
+        f"import sys, pathlib, dldw.report as r; r.write(pathlib.Path({str(whole.parent)!r})); sys.exit('torch' in "
+        "sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_names_from_the_user_cannot_become_markup(tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script>"
+    text = json.dumps(made_up()).replace("random-search", evil.replace('"', '\\"'))
+    save(json.loads(text), tmp_path)
+    page = write(tmp_path).read_text(encoding="utf-8")
+    assert evil not in page
+    assert "&lt;/script&gt;" in page
+
+
+# --- what it says ---
+
+
+def test_the_page_opens_with_the_question_and_its_source(whole: Path) -> None:
+    text = unescape(whole.read_text(encoding="utf-8"))
+    assert (
+        text.index("AI Stack Exchange, 2020")
+        < text.index("<h1>The question, answered</h1>")
+        < text.index('id="claim-1"')
+    )
+    assert len(re.findall(r'<article class="claim"', text)) == 8
+    for said in (
+        "Not in this run: no method of these families",
+        "Not in this run: no reversible layer",
+        "dldw 0.1.0, torch 2.9.0",
+        "a made-up processor",
+    ):
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("cost", "The cost of a step was not measured."),
+        ("estimate", "No estimate was held against the exact gradient."),
+        ("bias", "The difference quotient was not held against"),
+        ("landscape", "The landscape of two weights was not recorded."),
+        ("tuning", "No settings were tuned in this run"),
+        ("end", "No training run has ended yet."),
+    ],
+)
+def test_what_is_missing_is_said(results: Any, kind: str, said: str) -> None:
+    found = results(without=[kind])
+    assert any(said in gap for gap in found.missing())
+    assert said in unescape(render(found))
+
+
+def test_every_kind_of_record_has_its_chart(results: Any) -> None:
+    drawn = {chart.id for chart in charts(results())}
+    assert drawn == {
+        "curves",
+        "target",
+        "cost",
+        "memory",
+        "cosine",
+        "quotient",
+        "growth",
+        "failures",
+        "landscape",
+        "tuning",
+    }
+    assert len(CHARTS) == len(drawn)
+    for kind, gone in (
+        ("cost", {"cost", "memory"}),
+        ("estimate", {"cosine"}),
+        ("bias", {"quotient"}),
+        ("landscape", {"landscape"}),
+        ("tuning", {"tuning"}),
+    ):
+        assert {chart.id for chart in charts(results(without=[kind]))} == drawn - gone
+
+
+def test_sentences_come_from_the_figures(results: Any) -> None:
+    def said(w: World) -> dict[str, str]:
+        return {chart.id: chart.sentence for chart in charts(results(w))}
+
+    first = said(World())
+    second = said(
+        World(
+            work={m: 3 * v for m, v in World().work.items()},
+            ratio={m: 2 * v for m, v in World().ratio.items()},
+            quotient=0.2,
+        )
+    )
+    for name in ("curves", "target", "cost", "quotient"):
+        assert re.search(r"\d", first[name])
+        assert first[name] != second[name]
+
+
+def test_specifications_are_valid_vega_lite(results: Any) -> None:
+    import altair as alt
+
+    for chart in charts(results()):
+        for spec in chart.specs.values():
+            alt.Chart.from_dict(json.loads(json.dumps(spec)), validate=True)
+
+
+def test_every_row_survives_json_and_every_chart_has_rows(results: Any) -> None:
+    for chart in charts(results(World(work={**World().work, NUDGE: math.inf}))):
+        json.dumps(chart.rows, allow_nan=False)
+        assert chart.rows["rows"]
+
+
+def test_choices_lead_to_specifications(results: Any) -> None:
+    def keys(chart: Chart) -> set[str]:
+        found = [""]
+        for i, (_, options) in enumerate(chart.choices):
+            found = [f"{k}/{o}" if i else o for k in found for o in options]
+        return set(found)
+
+    for chart in charts(results()):
+        assert keys(chart) == set(chart.specs)
+
+
+def test_a_run_with_one_method_and_one_seed_gives_a_page(results: Any) -> None:
+    found = results(World(seeds=1))
+    keep = BACKPROP
+    alone = Results(
+        run=found.run,
+        methods=[m for m in found.methods if m["method"] == keep],
+        tasks=found.tasks[:1],
+        evaluations=[e for e in found.evaluations if e["method"] == keep],
+        ends=[e for e in found.ends if e["method"] == keep],
+    )
+    assert "The question, answered" in render(alone)
+
+
+def test_diverged_runs_leave_no_hole(tmp_path: Path) -> None:
+    records = made_up()
+    for record in records:
+        if record["kind"] == "evaluation" and record["method"] == "spsa" and record["seed"] < 3:
+            record["loss"] = None
+    save(records, tmp_path)
+    assert write(tmp_path).exists()
+
+
+def test_a_task_measured_by_its_loss_gives_a_page(tmp_path: Path) -> None:
+    records = made_up()
+    for record in records:
+        if record["kind"] == "task":
+            record |= {"metric": "loss", "maximise": False, "target": 0.4}
+        if record["kind"] == "evaluation":
+            record["accuracy"] = None
+        if record["kind"] == "end" and record["metric"] is not None:
+            record["metric"] = 1 - record["metric"]
+    save(records, tmp_path)
+    assert "a loss of 0.4" in write(tmp_path).read_text(encoding="utf-8")
+
+
+# --- how it looks ---
+
+
+def test_methods_keep_their_look(results: Any) -> None:
+    styles = {look.method: look for look in looks(results())}
+    assert styles[BACKPROP].colour == 0
+    assert styles[NUDGE].colour == 1
+    assert len({(look.colour, look.shape, look.dash) for look in styles.values()}) == len(styles)
+    many = World(extra={f"other-{i}": ("other", "search", "loss values", "1", 1.0, {}) for i in range(40)})
+    every = looks(results(many))
+    assert len({(look.colour, look.shape, look.dash) for look in every}) == len(every) == 48
+
+
+SIMULATED = {  # Machado, Oliveira and Fernandes 2009, severity 1
+    "normal": np.eye(3),
+    "protan": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deutan": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+}
+
+
+def palette(theme: str) -> tuple[list[str], str]:
+    css = (files("dldw.report") / "page.css").read_text(encoding="utf-8")
+    block = (
+        re.search(r':root\[data-theme="dark"\] \{(.*?)\n\}', css, re.S)
+        if theme == "dark"
+        else re.search(r":root \{(.*?)\n\}", css, re.S)
+    )
+    assert block is not None
+    values = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block[1]))
+    return [values[f"m{i}"] for i in range(9)], values["card"]
+
+
+def linear(colour: str) -> Any:
+    c = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: Any) -> Any:
+    matrix = np.array(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    )
+    xyz = matrix @ np.clip(rgb, 0, 1) / np.array([0.95047, 1.0, 1.08883])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("eye", SIMULATED)
+def test_methods_can_be_told_apart_by_every_eye(theme: str, eye: str) -> None:
+    colours, card = palette(theme)
+    seen = [lab(SIMULATED[eye] @ linear(c)) for c in colours]
+    close = {(i, j): np.linalg.norm(seen[i] - seen[j]) for i, j in combinations(range(9), 2)}
+    assert min(close.values()) > 15, min(close, key=lambda pair: close[pair])
+    for colour in colours:
+        light, dark = sorted(
+            (float(np.array([0.2126, 0.7152, 0.0722]) @ linear(c)) + 0.05 for c in (colour, card)), reverse=True
+        )
+        assert light / dark > 2.5, colour
+
+
+def test_figures_read_as_a_person_writes_them() -> None:
+    assert [number(v) for v in (0, 0.0123, 9.87, 74.2, 12345, 3.2e6, math.inf, -0.5)] == [
+        "0",
+        "0.012",
+        "9.9",
+        "74.2",
+        "12,300",
+        "3.2\u00a0million",
+        "∞",
+        "−0.5",
+    ]
+    assert (percent(0.931, 1), size(61 * 1024), size(3 * 2**20)) == ("93.1\u00a0%", "61\u00a0KiB", "3\u00a0MiB")

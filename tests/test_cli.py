@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,11 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import dldw as package
+from dldw.compare.results import read
+from dldw.compare.summary import summarise
+from dldw.compare.terminal import TerminalProgress, cells, show
 from tests.harness import dldw, environment, lines
 
 QUICK = ("compare", "digits", "spsa", "weight-perturbation", "--budget", "quick", "--seeds", "2")
@@ -128,13 +134,39 @@ def test_the_table_shows_what_a_person_needs(quick: tuple[Path, str, str]) -> No
         out,
         re.MULTILINE,
     )
-    number = r"\d+\.\d %"
+    bare = r"\d+\.\d"
+    number = rf"{bare} %"
     assert re.search(
-        rf"^backprop +exact +{number} \({number} - {number}\) +\d+ +\d+\.\d\d +[\d.]+ KiB +0 of 2$", out, re.MULTILINE
+        rf"^backprop +exact +{number} \({bare}–{bare}\) +\d+ +\d+\.\d\d +[\d.]+ KiB +0 of 2$", out, re.MULTILINE
     )
-    assert re.search(r"^weight-perturbation +biased .* ∞ \(0 of 2 reached it\) .* 2 of 2$", out, re.MULTILINE)
+    assert re.search(r"^weight-perturbation +biased .* ∞ .* 2 of 2$", out, re.MULTILINE)
     assert "Note: weight-perturbation missed the target in 2 of 2 runs within 3,000 forward passes" in out
     assert Path(out.splitlines()[-1].removeprefix("Report: ")).parent == directory
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_on_a_terminal_the_table_is_drawn_and_keeps_every_figure(quick: tuple[Path, str, str], width: int) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, legacy_windows=False)
+    summary = summarise(read(quick[0]))
+    show(summary, screen)
+    drawn = screen.file.getvalue()  # type: ignore[attr-defined]
+    table = drawn[: drawn.index("Forwards to target")].splitlines()
+    assert max(map(len, table)) <= width
+    letters = Counter("".join(table).replace(" ", ""))
+    for row in summary.rows:  # cells may be folded over lines, but no character of any is cut off
+        letters.subtract("".join(cells(row, accuracy=True)).replace(" ", ""))
+    assert min(letters.values()) >= 0
+    assert "…" not in drawn
+
+
+def test_progress_on_a_terminal_shows_the_time_left() -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=120, color_system=None, legacy_windows=False)
+    with TerminalProgress(screen) as progress:
+        progress.begin("training", 10.0)
+        progress.advance(4.0, "curves: spsa")
+    drawn = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"training +━.* 40 % .*left .*\d:\d\d|training +━.* 40 % .*left .*-:--:--", drawn)
+    assert "curves: spsa" in drawn
 
 
 def test_the_report_is_written_again_from_the_results(quick: tuple[Path, str, str], tmp_path: Path) -> None:

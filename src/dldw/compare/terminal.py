@@ -8,15 +8,12 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from dldw.compare.summary import Row, Summary
 
-CLAIMS = {
-    "exact": "the derivative itself",
-    "unbiased": "equals it on average",
-    "biased": "does neither",
-    "search": "no derivative",
-}
+_NARROW = (19, 8, 14, 8, 8, 9, 8)
+"""Widths of the columns on a terminal of 80: every registered name fits, and what does not is folded."""
 
 
 class TerminalProgress:
@@ -89,11 +86,14 @@ def show(summary: Summary, console: Console) -> None:
         "failures",
     ]
     if console.is_terminal:
-        table = Table(title=_title(summary), title_justify="left", title_style="")
-        for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i < 2 else "right", overflow="fold")
+        table = Table(
+            title=_title(summary), title_justify="left", title_style="", box=None, pad_edge=False, padding=(0, 1, 0, 0)
+        )
+        widths = (None,) * 7 if console.width >= 110 else _NARROW
+        for i, (name, width) in enumerate(zip(header, widths, strict=True)):
+            table.add_column(name, justify="left" if i < 2 else "right", overflow="fold", width=width)
         for row in summary.rows:
-            table.add_row(*cells(row, accuracy))
+            table.add_row(*map(Text, cells(row, accuracy)))  # as text: a label with [settings] is no markup
         console.print(table)
     else:
         lines = [header, *(cells(row, accuracy) for row in summary.rows)]
@@ -105,7 +105,8 @@ def show(summary: Summary, console: Console) -> None:
     plain(
         console,
         "Forwards to target: median over the seeds in forward-pass equivalents; ∞ where the target was missed. "
-        "x two forwards: time of a step over two bare forward passes. Memory: peak of a step above the loaded model.",
+        "x two forwards: time of a step over two bare forward passes. Memory: peak of a step above the loaded model. "
+        "Failures: runs that missed the target or broke down.",
     )
     for text in summary.notes:
         plain(console, f"Note: {text}")
@@ -149,10 +150,12 @@ def _title(summary: Summary) -> str:
 def _metric(row: Row, accuracy: bool) -> str:
     if row.metric is None:
         return "-"
-    middle = _number(row.metric, accuracy)
-    if row.metric_low is None or row.metric_high is None:
-        return middle
-    return f"{middle} ({_number(row.metric_low, accuracy)} - {_number(row.metric_high, accuracy)})"
+    middle, low, high = (
+        None if v is None else _number(v, accuracy) for v in (row.metric, row.metric_low, row.metric_high)
+    )
+    return (
+        f"{middle}" if low is None or high is None else f"{middle} ({low.removesuffix(' %')}–{high.removesuffix(' %')})"
+    )
 
 
 def _number(value: float, accuracy: bool) -> str:
@@ -162,5 +165,4 @@ def _number(value: float, accuracy: bool) -> str:
 def _forwards(row: Row) -> str:
     if math.isnan(row.forwards_to_target):
         return "-"
-    found = "∞" if math.isinf(row.forwards_to_target) else f"{row.forwards_to_target:,.0f}"
-    return found if row.reached == row.seeds else f"{found} ({row.reached} of {row.seeds} reached it)"
+    return "∞" if math.isinf(row.forwards_to_target) else f"{row.forwards_to_target:,.0f}"

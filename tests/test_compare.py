@@ -22,7 +22,8 @@ from dldw.compare.spec import Spec, parse, parse_all
 from dldw.compare.statistics import log_spaced, mean_interval, median_time, share_interval, t95
 from dldw.compare.summary import summarise
 from dldw.compare.train import Training, train
-from dldw.compare.tune import Tuning
+from dldw.compare.tune import SEED, Tuning
+from dldw.compare.width import FACTORS, Widening
 from dldw.errors import DldwError, UnknownNameError
 from dldw.registry import METHODS
 from dldw.tasks import load_task
@@ -257,6 +258,33 @@ def test_learning_rates_of_the_study_are_multiples_of_the_tuned_one() -> None:
     scaled = Training("digits", None, parse("backprop"), (("lr", 0.2),), factor=3.0, **common).run()  # type: ignore[arg-type]
     direct = Training("digits", None, parse("backprop"), (("lr", 0.2 * 3.0),), factor=1.0, **common).run()  # type: ignore[arg-type]
     assert [r.get("loss") for r in scaled] == [r.get("loss") for r in direct]
+
+
+def test_each_width_takes_the_fastest_of_three_learning_rates() -> None:
+    task = load_task("digits")
+    item = Widening("digits", None, parse("backprop"), (("lr", 0.1),), width=16, seeds=1, forwards=600, per_decade=20)
+    rates = {
+        factor: train(
+            task,
+            parse("backprop"),
+            {"lr": 0.1 * factor},
+            SEED,
+            forwards=600,
+            width=16,
+            stop_at_target=True,
+            tuning=True,
+        ).points[-1]["forwards"]
+        for factor in FACTORS
+    }
+    end = item.run()[-1]
+    assert end["kind"] == "end"
+    assert end["lr"] == pytest.approx(0.1 * min(rates, key=lambda factor: rates[factor])) == pytest.approx(0.3)
+
+
+def test_a_loss_far_above_the_untrained_one_counts_as_diverged() -> None:
+    curve = train(load_task("quadratic"), parse("backprop"), {"lr": 3.0}, 0, forwards=300)
+    assert curve.reason == "diverged"
+    assert 20 * curve.points[0]["loss"] < curve.points[-1]["loss"] < 1e6 * curve.points[0]["loss"]
 
 
 # ---- the plan

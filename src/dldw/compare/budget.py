@@ -65,18 +65,18 @@ _NUDGES = tuple(10.0 ** (-4 + i / 2) for i in range(9))
 
 BUDGETS = {
     "default": Budget(
-        "default", forwards=30_000, companion_forwards=20_000, companion_seeds=3,
+        "default", forwards=20_000, companion_forwards=15_000, companion_seeds=3,
         widths=_WIDTHS, width_forwards=40_000, width_seeds=2,
         factors=_FACTORS, factor_forwards=10_000, factor_seeds=2,
         draws=200, estimate_seeds=2, nudges=_NUDGES, nudged_weights=400, grid=41, path_forwards=400,
-        cost_seconds=1.0, tune_forwards=40_000,
+        cost_seconds=1.0, tune_forwards=20_000,
     ),
     "full": Budget(
-        "full", forwards=2_000_000, seeds=10, companion_forwards=1_000_000, companion_seeds=10,
-        widths=(*_WIDTHS, 8.0, 16.0), width_forwards=4_000_000, width_seeds=5,
-        factors=_FACTORS, factor_forwards=300_000, factor_seeds=5,
+        "full", forwards=200_000, seeds=10, companion_forwards=200_000, companion_seeds=10,
+        widths=(*_WIDTHS, 8.0, 16.0), width_forwards=400_000, width_seeds=5,
+        factors=_FACTORS, factor_forwards=50_000, factor_seeds=5,
         draws=2000, estimate_seeds=5, nudges=_NUDGES, nudged_weights=2000, grid=61, path_forwards=400,
-        cost_seconds=5.0, tune_forwards=200_000,
+        cost_seconds=5.0, tune_forwards=20_000,
     ),
     "quick": Budget(
         "quick", forwards=3_000, seeds=2, per_decade=10, companion_forwards=1_500, companion_seeds=1,
@@ -103,7 +103,7 @@ def parse_budget(text: str) -> Budget:
             unknown("budget", text, BUDGETS) + " A number gives the forward passes of each learning curve."
         ) from None
     if not 1 <= forwards < float("inf"):
-        raise DldwError(f"the budget must be at least 1 forward pass and finite, got {text}. The default is 30000.")
+        raise DldwError(f"the budget must be at least 1 forward pass and finite, got {text}. The default is 20000.")
     default = BUDGETS["default"]
     capped = {
         name: min(getattr(default, name), forwards)

@@ -18,6 +18,7 @@ from dldw.compare.records import MethodRecord, Record, TaskRecord
 from dldw.compare.spec import Spec, parse, parse_all
 from dldw.compare.train import Training, forwards_per_step
 from dldw.compare.tune import Tuning
+from dldw.compare.width import Widening
 from dldw.errors import DldwError
 from dldw.registry import METHODS
 from dldw.tasks.task import Settings, Task, tuned
@@ -93,8 +94,14 @@ class Plan:
             training(spec, "curves", self.seeds, budget.forwards)
         for spec in self.sources:
             if width is not None:
-                for w in (max(2, int(width * ratio)) for ratio in budget.widths):
-                    training(spec, "width", budget.width_seeds, budget.width_forwards, width=w)
+                frozen = _frozen(spec.settings(settings))
+                items.extend(
+                    Widening(
+                        self.target, self.data, spec, frozen, width=max(2, int(width * ratio)), seeds=budget.width_seeds,
+                        forwards=budget.width_forwards, per_decade=budget.per_decade,
+                    )
+                    for ratio in budget.widths
+                )  # fmt: skip
             for factor in budget.factors:
                 training(spec, "learning-rate", budget.factor_seeds, budget.factor_forwards, factor=factor)
             frozen = _frozen(spec.settings(settings))

@@ -92,6 +92,7 @@ class End(TypedDict):
     width: int | None
     factor: float
     weights: int
+    lr: float | None  # the learning rate, where the method has one; over widths the best of three for each
     reason: Literal["budget", "target", "diverged", "error"]
     failed: bool  # the target was not reached within the budget
     forwards_to_target: float | None

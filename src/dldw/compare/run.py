@@ -60,6 +60,7 @@ def run(plan: Plan, out: Path, *, jobs: int, progress: Progress) -> list[Record]
     with Results(out, run_record(plan)) as results:
         if results.has([("done",)]):
             return results.records
+        resumed = len(results.records) > 1
         settings = dict(plan.task.settings)
         searches = plan.tuning()
         if searches:
@@ -72,7 +73,7 @@ def run(plan: Plan, out: Path, *, jobs: int, progress: Progress) -> list[Record]
         results.append(plan.header(settings))
         _work("training", plan.studies(settings, companion), results, jobs, progress)
         _work("measuring", plan.metering(settings), results, 1, progress)
-        results.append(notes(plan, results.records))
+        results.append(notes(plan, results.records, resumed=resumed))
         done = {"kind": "done", "seconds": time.monotonic() - began, "peak_bytes": _peak_bytes()}
         results.append([cast(Record, done)])
         return results.records

@@ -97,10 +97,10 @@ def show(summary: Summary, console: Console) -> None:
         console.print(table)
     else:
         lines = [header, *(cells(row, accuracy) for row in summary.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+        longest = [max(len(line[i]) for line in lines) for i in range(len(header))]
         plain(console, _title(summary))
         for line in lines:
-            padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+            padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, longest, strict=True))]
             plain(console, "  ".join(padded).rstrip())
     plain(
         console,

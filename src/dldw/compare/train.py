@@ -21,6 +21,8 @@ from dldw.tasks.userfile import where
 from dldw.weights import Weights
 
 DEFAULT_LR = 0.1
+DIVERGED = 20
+"""A run whose loss is so many times that of the untrained model has diverged and ends."""
 SECONDS_PER_FORWARD = 1.3e-4
 """About what a forward-equivalent takes on the digits, everything included; only for the time left."""
 
@@ -98,8 +100,8 @@ def train(
             if progress:
                 progress(point)
             value = point[task.metric]
-            if value is None:
-                curve.reason, curve.error = "diverged", f"the {task.metric} is not finite after step {step}"
+            if value is None or (point["loss"] or 0) > DIVERGED * abs(curve.points[0]["loss"] or math.inf):
+                curve.reason, curve.error = "diverged", f"the loss is {figures['loss']:.3g} after step {step}"
                 break
             if curve.to_target is None and reached(task, value):
                 curve.to_target = point
@@ -169,6 +171,7 @@ class Training(MethodItem):
             "kind": "end",
             **same,
             "weights": curve.weights,
+            "lr": settings.get("lr", DEFAULT_LR) if self.spec.method.is_source else None,
             "reason": curve.reason,
             "failed": curve.to_target is None,
             "forwards_to_target": curve.to_target and curve.to_target["forwards"],

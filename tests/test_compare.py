@@ -21,8 +21,8 @@ from dldw.compare.run import run
 from dldw.compare.spec import Spec, parse, parse_all
 from dldw.compare.statistics import log_spaced, mean_interval, median_time, share_interval, t95
 from dldw.compare.summary import summarise
-from dldw.compare.train import Training, train
-from dldw.compare.tune import SEED, Tuning
+from dldw.compare.train import Curve, Training, train
+from dldw.compare.tune import SEED, Tuning, trial_score
 from dldw.compare.width import FACTORS, Widening
 from dldw.errors import DldwError, UnknownNameError
 from dldw.registry import METHODS
@@ -476,6 +476,28 @@ def test_every_path_starts_at_one_point_and_the_exact_one_descends() -> None:
 
 
 # ---- tuning
+
+
+def curve_of(*accuracies: float, target_at: float | None = None) -> Curve:
+    points = [{"accuracy": a, "forwards": 10.0**i} for i, a in enumerate(accuracies)]
+    return Curve(points=points, to_target={"forwards": target_at} if target_at else None)
+
+
+def test_a_trial_scores_by_its_error_at_the_end_and_its_time_to_the_target() -> None:
+    task = load_task("digits")
+    assert trial_score(task, curve_of(0.1, 0.9, 0.9, 0.9), 1000) == pytest.approx(1)
+    assert trial_score(task, curve_of(0.1, 0.99, 0.99, 0.99, target_at=10), 1000) == pytest.approx(2 + 2)
+    assert trial_score(task, curve_of(0.1), 1000) is None
+    assert trial_score(task, Curve(points=curve_of(0.1, 0.5).points, reason="diverged"), 1000) is None
+
+
+def test_a_rate_that_rushes_and_stays_noisy_loses_to_one_that_arrives() -> None:
+    task = load_task("digits")
+    rushing = trial_score(task, curve_of(0.1, 0.91, 0.85, 0.85, 0.85, target_at=3400), 20_000)
+    arriving = trial_score(task, curve_of(0.1, 0.5, 0.96, 0.96, 0.96, target_at=4000), 20_000)
+    assert rushing is not None
+    assert arriving is not None
+    assert rushing < arriving
 
 
 def test_tuning_searches_the_card_and_marks_the_best_trial() -> None:

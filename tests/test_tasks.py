@@ -84,8 +84,11 @@ def test_a_task_file_has_at_most_80_lines(task: Task) -> None:
 
 
 def test_shipped_settings_exist_for_every_method_and_lie_in_its_space(task: Task) -> None:
-    assert task.settings.keys() >= METHODS.keys()
+    shipped = tuned(task.name)
     for name in METHODS:
+        if name not in task.settings:  # no trial got anywhere within its budget, and the record says so
+            assert [r["score"] for r in shipped["record"] if r["method"] == name] == [None] * shipped["trials"] != []
+            continue
         space = method(name).card.space
         for setting, value in task.settings[name].items():
             assert setting in method(name).settings
@@ -99,8 +102,10 @@ def test_shipped_settings_are_those_of_the_best_trial(task: Task) -> None:
     for name in {r["method"] for r in tuned(task.name)["record"]}:
         trials = [r for r in tuned(task.name)["record"] if r["method"] == name]
         assert len(trials) == tuned(task.name)["trials"]
-        best = max((r for r in trials if r["score"] is not None), key=lambda r: r["score"])
-        assert best["chosen"]
+        best = max((r for r in trials if r["score"] is not None), key=lambda r: r["score"], default=None)
+        if best is None:
+            continue
+        assert [r for r in trials if r["chosen"]] == [best]
         assert best["settings"] == task.settings[name]
 
 

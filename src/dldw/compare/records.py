@@ -190,7 +190,7 @@ class Tuning(TypedDict):
     settings: dict[str, Any]
     score: (
         float | None
-    )  # mean validation metric over the trial's log-spaced evaluations (losses: -log10); null: diverged
+    )  # dldw.compare.tune.trial_score on the validation split, higher is better; null: diverged, or no step made
     forwards: float
     seconds: float
     chosen: bool

@@ -52,7 +52,7 @@ class Tuning(MethodItem):
             trial = study.ask()
             settings = {**dict(self.settings), **self._suggested(trial)}
             curve = train(task, self.spec, settings, SEED, forwards=self.forwards, tuning=True)
-            score = anytime_score(task, curve)
+            score = trial_score(task, curve, self.forwards)
             if score is None:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
             else:
@@ -81,18 +81,20 @@ class Tuning(MethodItem):
         return out
 
 
-def anytime_score(task: Task, curve: Curve) -> float | None:
-    """Mean over the logarithmically spaced evaluations of the validation metric, higher is better; None if diverged.
+def trial_score(task: Task, curve: Curve, forwards: float) -> float | None:
+    """How good a trial was, higher is better; None where it diverged or made no step.
 
-    The mean over the whole curve, and not its end alone: a fast method is to be tuned for speed as well, and not just for
-    where it is long after it has arrived. Losses enter by their negative logarithm.
+    score = -log10(error at the end) + log10(budget / forwards to the target), the latter where the target was reached;
+    the error is 1 - accuracy, or the loss. A rate that rushes ahead and stays noisy and one that is too careful both lose:
+    half the error at the end is worth as much as half the time to the target. The end is the mean of the last three
+    evaluations.
     """
     if curve.reason in ("diverged", "error") or len(curve.points) < 2:
         return None
-    values: list[float] = [p[task.metric] for p in curve.points]
-    if task.metric == "loss":
-        values = [-math.log10(max(v, 1e-12)) for v in values]
-    return sum(values) / len(values)
+    values = [p[task.metric] for p in curve.points[1:][-3:]]
+    mean = sum(values) / len(values)
+    score = -math.log10(max(mean if task.metric == "loss" else 1 - mean, 1e-6))
+    return score + (math.log10(forwards / curve.to_target["forwards"]) if curve.to_target else 0.0)
 
 
 def chosen(records: Iterable[Mapping[str, Any]]) -> Settings:

@@ -106,6 +106,8 @@ def compare(
     else:
         console = Console()
         show(summary, console)
+        if tune:
+            plain(console, f"Settings found, with the record of every trial: {directory / 'settings.json'}")
         plain(console, f"Report: {page}")
 
 

@@ -60,21 +60,21 @@ class Budget:
 
 
 _WIDTHS = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
-_FACTORS = (1 / 30, 1 / 10, 1 / 3, 1.0, 3.0, 10.0, 30.0)
+_FACTORS = (1 / 10, 1 / 3, 1.0, 3.0, 10.0)
 _NUDGES = tuple(10.0 ** (-4 + i / 2) for i in range(9))
 
 BUDGETS = {
     "default": Budget(
-        "default", forwards=20_000, companion_forwards=15_000, companion_seeds=3,
-        widths=_WIDTHS, width_forwards=40_000, width_seeds=2,
-        factors=_FACTORS, factor_forwards=10_000, factor_seeds=2,
+        "default", forwards=12_000, companion_forwards=10_000, companion_seeds=3,
+        widths=_WIDTHS, width_forwards=25_000, width_seeds=3,
+        factors=_FACTORS, factor_forwards=8_000, factor_seeds=3,
         draws=200, estimate_seeds=2, nudges=_NUDGES, nudged_weights=400, grid=41, path_forwards=400,
         cost_seconds=1.0, tune_forwards=20_000,
     ),
     "full": Budget(
         "full", forwards=200_000, seeds=10, companion_forwards=200_000, companion_seeds=10,
         widths=(*_WIDTHS, 8.0, 16.0), width_forwards=400_000, width_seeds=5,
-        factors=_FACTORS, factor_forwards=50_000, factor_seeds=5,
+        factors=(1 / 30, *_FACTORS, 30.0), factor_forwards=50_000, factor_seeds=5,
         draws=2000, estimate_seeds=5, nudges=_NUDGES, nudged_weights=2000, grid=61, path_forwards=400,
         cost_seconds=5.0, tune_forwards=20_000,
     ),

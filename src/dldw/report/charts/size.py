@@ -126,7 +126,7 @@ def failures(results: Results) -> Chart | None:
             {
                 "method": method,
                 "factor": factor,
-                "rate": f"{factor:g}".replace("e-0", "e-") + "×",
+                "rate": (f"{factor:g}" if factor >= 1 else f"1/{1 / factor:g}") + "×",
                 "failed": failed,
                 "runs": len(ends),
                 "share": failed / len(ends),

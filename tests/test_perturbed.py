@@ -67,6 +67,18 @@ def test_products(rank):
 
 
 @RANKS
+def test_autocast_inside_the_model(rank):
+    x, weight = normal(5, 4).float(), normal(6, 4).float()
+    w = Perturbed(weight, normal(6, rank).float(), normal(4, rank).float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                y = F.linear(x, w)
+                assert y.dtype == torch.bfloat16
+                torch.testing.assert_close(y, F.linear(x, w.materialised()), rtol=0.05, atol=0.1)
+
+
+@RANKS
 def test_embedding(rank):
     indices = torch.tensor([[0, 2, 2], [5, 1, 0]])
     assert_same(lambda w: F.embedding(indices, w), stand_in(6, 4, rank=rank))

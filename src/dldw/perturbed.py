@@ -132,13 +132,12 @@ def _convolution(convolve: Callable[..., Tensor]) -> Callable[..., Any]:
 
 
 def _plus(y: Tensor, thin: Tensor, factor: Tensor) -> Tensor:
-    """y + thin factorᵀ, with [.., k] + [.., r] [k, r]; in place where y is a plain tensor of ours."""
-    if thin.shape[-1] == 1 and (torch._C._functorch.maybe_current_level() is not None or torch.is_grad_enabled()):
-        return torch.addcmul(y, thin, factor.mT.squeeze(0))
-    if torch._C._functorch.maybe_current_level() is not None or torch.is_grad_enabled():
-        return y + thin @ factor.mT
-    y.view(-1, y.shape[-1]).addmm_(thin.reshape(-1, thin.shape[-1]), factor.mT)
-    return y
+    """y + thin factorᵀ in the dtype of y, with [.., k] + [.., r] [k, r]; in place where y is a plain tensor of ours."""
+    thin, rows = thin.to(y.dtype), factor.mT.to(y.dtype)  # autocast makes products of the lower precision
+    if torch._C._functorch.maybe_current_level() is None and not torch.is_grad_enabled():
+        y.view(-1, y.shape[-1]).addmm_(thin.reshape(-1, thin.shape[-1]), rows)
+        return y
+    return torch.addcmul(y, thin, rows.squeeze(0)) if thin.shape[-1] == 1 else y + thin @ rows
 
 
 def _dense(bias: Any) -> Any:

@@ -159,14 +159,9 @@ _RULES: dict[Any, Callable[..., Any]] = {
     F.conv2d: _convolution(F.conv2d),
     F.conv3d: _convolution(F.conv3d),
 }
+_PROPERTIES = ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout")
 _ABOUT = {
-    Tensor.shape.__get__,  # type: ignore[attr-defined]
-    Tensor.dtype.__get__,  # type: ignore[attr-defined]
-    Tensor.device.__get__,
-    Tensor.ndim.__get__,  # type: ignore[attr-defined]
-    Tensor.requires_grad.__get__,  # type: ignore[attr-defined]
-    Tensor.is_cuda.__get__,  # type: ignore[attr-defined]
-    Tensor.layout.__get__,  # type: ignore[attr-defined]
+    *(getattr(Tensor, name).__get__ for name in _PROPERTIES),
     Tensor.size,
     Tensor.dim,
     Tensor.numel,

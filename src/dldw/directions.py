@@ -206,7 +206,7 @@ class Coordinates(Drawn):
         tensor, offset = self.at[row]
         tensors: list[Tensor] = list(weights.tensors)
         tensors[tensor] = moved = weights.tensors[tensor].clone()
-        _entry(moved, offset).add_(scale)
+        _add_to_entry(moved, offset, scale)
         return tensors
 
     def stacked(self, weights: Weights, start: int, scales: Scales) -> Sequence[Stacked]:
@@ -224,7 +224,7 @@ class Coordinates(Drawn):
     def tangents(self, weights: Weights, row: int) -> list[Tensor]:
         tensor, offset = self.at[row]
         tangents = [_zeros(p) for p in weights.tensors]
-        _entry(tangents[tensor], offset).fill_(1.0)
+        _add_to_entry(tangents[tensor], offset, 1.0)
         return tangents
 
     def accumulate(self, weights: Weights, coefficients: list[float]) -> None:
@@ -234,7 +234,7 @@ class Coordinates(Drawn):
         if self.count == 1:
             tensor, offset = self.at[0]
             if (grad := weights.tensors[tensor].grad) is not None:
-                _entry(grad, offset).add_(coefficients[0])
+                _add_to_entry(grad, offset, coefficients[0])
             return
         tensors, offsets = np.array(self.at).T
         for i in np.unique(tensors).tolist():
@@ -245,11 +245,17 @@ class Coordinates(Drawn):
             _add(p, total.view(p.shape))
 
 
-def _entry(tensor: Tensor, offset: int) -> Tensor:
-    """The entry at ``offset`` in logical order, a view."""
-    if tensor.is_contiguous():
-        return tensor.view(-1).select(0, offset)
-    return tensor[tuple(int(i) for i in np.unravel_index(offset, tensor.shape))]
+def _add_to_entry(tensor: Tensor, offset: int, value: float) -> None:
+    """Adds to the entry at ``offset`` in logical order, in place."""
+    if tensor.dtype in _NUMPY and tensor.is_cpu and tensor.is_contiguous():
+        tensor.numpy().reshape(-1)[offset] += value  # a fifth of what two views and an addition take to launch
+    elif tensor.is_contiguous():
+        tensor.view(-1)[offset] += value
+    else:
+        tensor[tuple(int(i) for i in np.unravel_index(offset, tensor.shape))] += value
+
+
+_NUMPY = torch.float32, torch.float64
 
 
 def _add(p: Tensor, estimate: Tensor) -> None:

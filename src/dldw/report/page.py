@@ -16,20 +16,10 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from dldw.report.charts import Chart, Look, charts, looks
-from dldw.report.data import (
-    Reach,
-    Results,
-    between,
-    bootstrap,
-    cost_of,
-    duration,
-    ends_of,
-    number,
-    percent,
-    size,
-    times,
-)
+from dldw.report.intervals import Reach, bootstrap
+from dldw.report.results import Results, cost_of, ends_of
 from dldw.report.verdicts import headline, verdicts
+from dldw.report.words import between, duration, number, percent, size, times
 
 SECTIONS = (
     ("learning", "How far the same work goes", ("curves", "target")),

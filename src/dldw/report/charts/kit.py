@@ -10,10 +10,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from dldw.report.data import (
-    Results,
-    significant,
-)
+from dldw.report.results import Results
+from dldw.report.words import significant
 
 Row = dict[str, Any]
 

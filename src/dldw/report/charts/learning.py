@@ -19,14 +19,9 @@ from dldw.report.charts.kit import (
     rounded,
     thin,
 )
-from dldw.report.data import (
-    Reach,
-    Results,
-    ends_of,
-    list_of,
-    number,
-    percent,
-)
+from dldw.report.intervals import Reach
+from dldw.report.results import Results, ends_of
+from dldw.report.words import list_of, number, percent
 
 AXES = {
     "forwards": "forward-pass equivalents",

@@ -12,11 +12,8 @@ from dldw.report.charts.kit import (
     methods_axis,
     rounded,
 )
-from dldw.report.data import (
-    Results,
-    duration,
-    number,
-)
+from dldw.report.results import Results
+from dldw.report.words import duration, number
 
 
 def tuning(results: Results) -> Chart | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dldw.compare.item import Identity, MethodItem
 from dldw.compare.records import Record, Study
@@ -73,7 +73,7 @@ def train(
     curve = Curve(weights=Weights(model).size)
     unit = forwards_per_step(spec, settings, curve.weights)
     stops = log_spaced(forwards, unit, per_decade)
-    loss: float | None = None
+    last: Tensor | None = None
     step, seconds, before = 0, 0.0, task.interactions
     try:
         learner = spec.method.build(model, task.loss, torch.Generator().manual_seed(10_000 + seed), **settings)
@@ -82,17 +82,16 @@ def train(
             while step < stop:
                 batch = next(batches)
                 start = time.perf_counter()
-                tensor = learner.step(batch)
+                last = learner.step(batch)
                 seconds += time.perf_counter() - start
                 step += 1
-                loss = tensor if step < stop else float(tensor)  # type: ignore[assignment]
             figures = task.evaluate(model, "validation" if tuning else "test")
             point = {
                 "step": step,
                 "forwards": step * unit,
                 "examples": step * task.batch_size,
                 "seconds": seconds,
-                "train_loss": _finite(loss),
+                "train_loss": None if last is None else _finite(float(last)),
                 "loss": _finite(figures["loss"]),
                 "accuracy": _finite(figures.get("accuracy")),
                 "interactions": None if before is None else (task.interactions or 0) - before,

@@ -56,6 +56,11 @@ def bootstrap(values: Iterable[float], statistic: Callable[..., Any] = np.mean) 
     return Interval(value, *quantiles(statistic(array[resample(len(array))], axis=1)), len(array))
 
 
+def to_target(end: End, axis: str) -> float | None:
+    """What a run spent until the target, in ``forwards`` or ``seconds``; None where it missed it."""
+    return end["forwards_to_target"] if axis == "forwards" else end["seconds_to_target"]
+
+
 @dataclass(frozen=True)
 class Reach:
     """The work spent until the target, by seed: a run that missed it lies between what it spent and infinity."""
@@ -68,7 +73,7 @@ class Reach:
         """The reach of these runs in ``forwards`` (or ``seconds``, where only reached runs have a bound)."""
         low, high = {}, {}
         for end in ends:
-            reached = end["forwards_to_target"] if key == "forwards" else end["seconds_to_target"]
+            reached = to_target(end, key)
             low[end["seed"]] = float(end["forwards"] if reached is None else reached)
             high[end["seed"]] = math.inf if reached is None else float(reached)
         return cls(low, high)

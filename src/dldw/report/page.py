@@ -29,6 +29,8 @@ SECTIONS = (
     ("descent", "A picture of the descent", ("landscape",)),
     ("settings", "The price of good settings", ("tuning",)),
 )
+GLOBALS = "window.vegaEmbed = vegaEmbed; window.vegaLite = vegaLite; window.vega = vega;"
+"""What the bundle makes known to the page's own script."""
 ICONS = {"holds": "✓", "holds partly": "◐", "does not hold": "✕", "not shown in this run": "–"}
 SYMBOLS = {
     "circle": "M14 1.5a4.5 4.5 0 1 0 .01 0z",
@@ -85,7 +87,7 @@ def render(results: Results) -> str:
 def _bundle() -> str:
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
     known = vl_convert.get_vegalite_versions()
-    code: str = vl_convert.javascript_bundle(vl_version=version if version in known else None)  # type: ignore[call-arg]
+    code = vl_convert.javascript_bundle(GLOBALS, vl_version=version if version in known else None)
     return code.replace("</script", "<\\/script")
 
 

@@ -19,7 +19,7 @@ from dldw.report.charts.kit import (
     rounded,
     thin,
 )
-from dldw.report.intervals import Reach
+from dldw.report.intervals import Reach, to_target
 from dldw.report.results import Results, ends_of
 from dldw.report.words import list_of, number, percent
 
@@ -217,16 +217,15 @@ def time_to_target(results: Results) -> Chart | None:
         return None
     rows: list[Row] = []
     for axis in ("forwards", "seconds"):
-        key = f"{axis}_to_target"
         spent = {
             m: [e["forwards"] if axis == "forwards" else _seconds(results, e) for e in ends]
             for m, ends in reaches.items()
         }
-        known = [float(v) for ends in reaches.values() for e in ends if (v := e[key]) is not None]  # type: ignore[literal-required]
+        known = [float(v) for ends in reaches.values() for e in ends if (v := to_target(e, axis)) is not None]
         left = 0.6 * min([v for v in known if v > 0] or [1.0])
         right = max([*known, *(v for values in spent.values() for v in values if v), left * 10])
         for method, ends in reaches.items():
-            hits = sorted(float(v) for e in ends if (v := e[key]) is not None)  # type: ignore[literal-required]
+            hits = sorted(float(v) for e in ends if (v := to_target(e, axis)) is not None)
             steps = [
                 (left, 0.0),
                 *((v, (i + 1) / len(ends)) for i, v in enumerate(hits)),

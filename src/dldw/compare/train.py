@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from dldw.compare.item import Identity, MethodItem
+from dldw.compare.item import SECONDS_PER_FORWARD, Identity, MethodItem
 from dldw.compare.records import Record, Study
 from dldw.compare.spec import Spec
 from dldw.compare.statistics import log_spaced
@@ -23,8 +23,8 @@ from dldw.weights import Weights
 DEFAULT_LR = 0.1
 DIVERGED = 20
 """A run whose loss, above its least, is so many times that of the untrained model has diverged and ends."""
-SECONDS_PER_FORWARD = 1.3e-4
-"""About what a forward-equivalent takes on the digits, everything included; only for the time left."""
+START = 0.2
+"""Seconds a run takes beyond its forwards."""
 
 
 @dataclass
@@ -143,7 +143,7 @@ class Training(MethodItem):
 
     @property
     def weight(self) -> float:
-        return 0.2 + self.forwards * SECONDS_PER_FORWARD * (0.5 if self.stop_at_target else 1.0)
+        return START + self.forwards * SECONDS_PER_FORWARD * (0.5 if self.stop_at_target else 1.0)
 
     @property
     def keys(self) -> list[Identity]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dldw.card import Choice
-from dldw.compare.item import Identity, MethodItem
+from dldw.compare.item import SECONDS_PER_FORWARD, Identity, MethodItem
 from dldw.compare.records import Record
 from dldw.compare.results import write_whole
-from dldw.compare.train import SECONDS_PER_FORWARD, Curve, train
+from dldw.compare.train import Curve, train
 from dldw.tasks.task import Settings, Task, Tuned
 
 if TYPE_CHECKING:

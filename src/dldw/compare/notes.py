@@ -32,10 +32,12 @@ def notes(plan: Plan, records: Iterable[Any], *, resumed: bool) -> list[Record]:
     for end in ends:
         if end["study"] == "curves" and end["task"] == plan.target and end["failed"]:
             missed[end["method"]].append(end)
-    for method, runs in missed.items():
+    out += _shared_out(plan)
+    if missed:
+        shown = ", ".join(f"{method} in {len(runs)} of {plan.seeds} runs" for method, runs in missed.items())
         out.append(
-            f"{method} missed the target in {len(runs)} of {plan.seeds} runs within {budget.forwards:,.0f} forward passes; "
-            f"whether it gets there later is not shown. {_MORE}"
+            f"The target was missed within {budget.forwards:,.0f} forward passes by {shown}; whether they get there later "
+            f"is not shown. {_MORE}"
         )
     cut = sorted({(r["method"], r["width"]) for r in ends if r["study"] == "width" and r["failed"]}, key=str)
     if cut:
@@ -57,7 +59,6 @@ def notes(plan: Plan, records: Iterable[Any], *, resumed: bool) -> list[Record]:
             f"{method} was not tuned on {plan.target}: one step takes {step:,.0f} forward passes, and a trial of the search "
             f"had {trial:,.0f}. It keeps its default settings, and makes no step where a run has fewer forwards than that."
         )
-    out += _shared_out(plan)
     if not plan.task.settings and not plan.trials:
         out.append(
             f"{plan.target} has no tuned settings: every method ran with its defaults, which suits some better than others. "

@@ -204,5 +204,5 @@ def thin(items: Sequence[Any], keep: int = 120) -> list[Any]:
 
 def methods_axis(order: list[str]) -> Any:
     """Methods as rows, in this order."""
-    axis = alt.Axis(title=None, ticks=False, domain=False, labelPadding=6, grid=False)
+    axis = alt.Axis(title=None, ticks=False, domain=False, labelPadding=10, grid=False)
     return alt.Y("method:N", sort=order, axis=axis)

@@ -5,16 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import dldw
+from dldw.card import Claim, Needs
 from dldw.searchers.random_search import RandomSearch
 from dldw.sources.spsa import SPSA
 
-KINDS = (("unbiased", "loss values"), ("biased", "loss values"), ("search", "loss values"), ("exact", "loss values"))
+KINDS: tuple[tuple[Claim, Needs], ...] = (
+    ("unbiased", "loss values"),
+    ("biased", "loss values"),
+    ("search", "loss values"),
+    ("exact", "loss values"),
+)
+    ("unbiased", "loss values"),
+    ("biased", "loss values"),
+    ("search", "loss values"),
+    ("exact", "loss values"),
+)
 
 
 def _made(number: int) -> type[Any]:
     claim, needs = KINDS[number % len(KINDS)]
     base: type[Any] = RandomSearch if claim == "search" else SPSA
-    card = dldw.Card(summary="Made up.", claim=claim, needs=needs, forwards=base.card.forwards, memory="d", paper="-")  # type: ignore[arg-type]
+    card = dldw.Card(summary="Made up.", claim=claim, needs=needs, forwards=base.card.forwards, memory="d", paper="-")
     return type(f"Made{number}", (base,), {"card": card})
 
 

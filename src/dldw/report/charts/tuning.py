@@ -73,8 +73,8 @@ def tuning(results: Results) -> Chart | None:
         "What finding the settings cost",
         text
         + (f"; {lost} trials have no score: they diverged, or could make no step." if lost else "; no trial diverged."),
-        "One tick per trial, on the validation split; the large symbol is the trial whose settings were used. One point more is "
-        "a tenth of the error at the end, or a tenth of the forwards to the target.",
+        "One tick per trial, on the validation split; the large symbol is the trial whose settings were used. One point "
+        "more is a tenth of the error at the end, or a tenth of the forwards to the target.",
         {"rows": rounded(rows)},
         {"": kit.finish(layers)},
         step=30,

@@ -15,11 +15,6 @@ KINDS: tuple[tuple[Claim, Needs], ...] = (
     ("search", "loss values"),
     ("exact", "loss values"),
 )
-    ("unbiased", "loss values"),
-    ("biased", "loss values"),
-    ("search", "loss values"),
-    ("exact", "loss values"),
-)
 
 
 def _made(number: int) -> type[Any]:

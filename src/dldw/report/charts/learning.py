@@ -169,12 +169,12 @@ def _curve_spec(kit: Kit, metric: str, axis: str, axes: dict[str, str], reach: l
         .encode(y="level:Q")
     )
     target, start = here.transform_filter("datum.what == 'target'"), here.transform_filter("datum.what == 'untrained'")
-    side: Any = "bottom" if metric == "loss" else "top"  # the curves leave it on the other
+    above: Any = "bottom" if metric == "accuracy" else "top"
     words: dict[str, Any] = {"color": alt.expr("ink"), "opacity": 0.7, "fontSize": 11}
     layers += [
         here.mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.6),
         target.mark_text(align="left", baseline="bottom", dx=4, dy=-3, **words).encode(x=alt.value(0), text="text:N"),
-        start.mark_text(align="right", baseline=side, dy=-3 if side == "bottom" else 4, **words).encode(
+        start.mark_text(align="right", baseline=above, dy=-3 if above == "bottom" else 4, **words).encode(
             x=alt.value(alt.expr("width")), text="text:N"
         ),
     ]

@@ -34,7 +34,8 @@ def notes(plan: Plan, records: Iterable[Any], *, resumed: bool) -> list[Record]:
             missed[end["method"]].append(end)
     out += _shared_out(plan)
     if missed:
-        shown = ", ".join(f"{method} in {len(runs)} of {plan.seeds} runs" for method, runs in missed.items())
+        labels = [spec.label for spec in plan.specs if spec.label in missed]
+        shown = ", ".join(f"{label} in {len(missed[label])} of {plan.seeds} runs" for label in labels)
         out.append(
             f"The target was missed within {budget.forwards:,.0f} forward passes by {shown}; whether they get there later "
             f"is not shown. {_MORE}"

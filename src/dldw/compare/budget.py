@@ -15,6 +15,8 @@ class Budget:
 
     Attributes:
         name: As the command line has it.
+        total: Of the whole comparison, counted by the cards: with many methods each gets less (see ``dldw.compare.share``);
+            0 for no such limit.
         forwards: Of one learning curve.
         seeds: Learning curves of a method.
         per_decade: Evaluations in each factor of ten of the forwards spent.
@@ -53,6 +55,7 @@ class Budget:
     path_forwards: float = 0
     cost_seconds: float = 1.0
     tune_forwards: float = 0
+    total: float = 0
 
     def figures(self) -> dict[str, Any]:
         """Everything that decides the results, for the record of the run."""
@@ -69,7 +72,7 @@ BUDGETS = {
         widths=_WIDTHS, width_forwards=25_000, width_seeds=3,
         factors=_FACTORS, factor_forwards=8_000, factor_seeds=3,
         draws=200, estimate_seeds=2, nudges=_NUDGES, nudged_weights=400, grid=41, path_forwards=400,
-        cost_seconds=1.0, tune_forwards=20_000,
+        cost_seconds=1.0, tune_forwards=20_000, total=5_000_000,
     ),
     "full": Budget(
         "full", forwards=200_000, seeds=10, companion_forwards=200_000, companion_seeds=10,
@@ -91,6 +94,8 @@ BUDGETS = {
 def parse_budget(text: str) -> Budget:
     """A named budget, or the default one with so many forwards for each learning curve (and no study above that).
 
+    Who gives a number gets it: no total cuts it, however long the comparison then takes.
+
     Raises:
         UnknownNameError: Neither a name nor a positive number.
     """
@@ -109,4 +114,4 @@ def parse_budget(text: str) -> Budget:
         name: min(getattr(default, name), forwards)
         for name in ("companion_forwards", "width_forwards", "factor_forwards", "path_forwards", "tune_forwards")
     }
-    return replace(default, name=f"{forwards:g}", forwards=forwards, **capped)
+    return replace(default, name=f"{forwards:g}", forwards=forwards, total=0, **capped)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dldw.compare.item import Identity, Item, MethodItem, note
+from dldw.compare.item import SECONDS_PER_FORWARD, Identity, Item, MethodItem, note
 from dldw.compare.records import Record
 from dldw.compare.spec import Spec
 from dldw.compare.statistics import mean_interval
-from dldw.compare.train import SECONDS_PER_FORWARD, forwards_per_step
+from dldw.compare.train import forwards_per_step
 from dldw.errors import DldwError
 from dldw.source import GradientSource
 from dldw.tasks.task import Task

@@ -15,6 +15,8 @@ from dldw.tasks import load_task
 from dldw.tasks.task import Task
 
 Identity = tuple[Any, ...]
+SECONDS_PER_FORWARD = 1.3e-4
+"""About what a forward-equivalent takes on the digits, everything included: for the time left, and to count other work in."""
 
 _IDENTITY: dict[str, tuple[str, ...]] = {
     "run": (),
@@ -53,7 +55,12 @@ class Item(ABC):
     @property
     @abstractmethod
     def weight(self) -> float:
-        """About how many seconds it takes, for the time left."""
+        """About how many seconds it takes, by the card: for the time left."""
+
+    @property
+    def counted(self) -> float:
+        """The same in forward-pass equivalents: what the total of a budget is compared with."""
+        return self.weight / SECONDS_PER_FORWARD
 
     @property
     @abstractmethod

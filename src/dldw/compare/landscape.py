@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dldw.compare.estimate import exact_gradient, trained_point
-from dldw.compare.item import Identity, Item, note
+from dldw.compare.item import SECONDS_PER_FORWARD, Identity, Item, note
 from dldw.compare.records import Record
 from dldw.compare.spec import Spec
-from dldw.compare.train import SECONDS_PER_FORWARD, forwards_per_step
+from dldw.compare.train import forwards_per_step
 from dldw.errors import DldwError
 from dldw.tasks.task import Task
 

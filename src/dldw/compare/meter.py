@@ -23,6 +23,19 @@ from dldw.weights import Weights
 
 LONGEST_STEP = 3.0
 """Seconds a single step may take, by its card, to be measured at all."""
+START, MORE = 0.5, 1.5
+"""Seconds an item takes before the clock runs, and for each second that it runs."""
+SHORTEST = 0.1
+
+
+def seconds_within(total: float, methods: int, seconds: float) -> float:
+    """Time to measure each of so many methods within ``total`` seconds, ``seconds`` at most and a tenth at least.
+
+    Example:
+        >>> seconds_within(30, 5, 1.0), round(seconds_within(30, 20, 1.0), 2), seconds_within(30, 90, 1.0)
+        (1.0, 0.67, 0.1)
+    """
+    return max(SHORTEST, min(seconds, (total / methods - START) / MORE))
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,7 @@ class Metering(MethodItem):
 
     @property
     def weight(self) -> float:
-        return 1.5 * self.seconds + 0.5
+        return MORE * self.seconds + START
 
     @property
     def keys(self) -> list[Identity]:

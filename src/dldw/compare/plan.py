@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,12 +12,13 @@ import torch
 
 from dldw.compare.budget import Budget
 from dldw.compare.estimate import Estimating, Nudging
-from dldw.compare.item import Item
+from dldw.compare.item import SECONDS_PER_FORWARD, Item
 from dldw.compare.landscape import Mapping2d
-from dldw.compare.meter import Metering
-from dldw.compare.records import MethodRecord, Record, TaskRecord
+from dldw.compare.meter import Metering, seconds_within
+from dldw.compare.records import MethodRecord, Record, Study, TaskRecord
+from dldw.compare.share import COMPANION, COSTS, CURVES, ESTIMATES, LANDSCAPE, RATES, curves_within, fitting, ranked
 from dldw.compare.spec import Spec, parse, parse_all
-from dldw.compare.train import Training, forwards_per_step
+from dldw.compare.train import START, Training, forwards_per_step
 from dldw.compare.tune import Tuning
 from dldw.compare.width import Widening
 from dldw.errors import DldwError
@@ -27,6 +29,10 @@ from dldw.weights import Weights
 
 BASELINES = ("backprop", "backprop[checkpoint=true]", "random-search")
 """In every comparison: what nobody may leave out. The untrained model is the evaluation at step 0."""
+FIRST = ("backprop", "weight-perturbation", "backprop[checkpoint=true]", "random-search")
+"""What studies take before all others: what the question asks about, and the baselines."""
+CORES = 2
+"""What a total is meant for: where one process runs alone, the other core waits, and that counts too."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ class Plan:
         budget: What each may spend.
         seeds: Learning curves of a method.
         trials: Of ``--tune``, for each method; 0 for the settings that ship.
-        dropped: Why baselines that cannot run on this task are not there.
+        wanted: Seeds and forwards of a learning curve before the total was shared out.
+        dropped: Why baselines, or methods of the default comparison, that cannot run on this task are not there.
     """
 
     target: str
@@ -51,6 +58,7 @@ class Plan:
     budget: Budget
     seeds: int
     trials: int = 0
+    wanted: tuple[int, float] = (0, 0.0)
     dropped: tuple[str, ...] = ()
 
     def config(self, version: str) -> dict[str, Any]:
@@ -69,89 +77,170 @@ class Plan:
     def tuning(self) -> list[Item]:
         """The search for settings, one item for each method that has any to search for."""
         searched = {spec.tuned_as: None for spec in self.specs} if self.trials else {}
+        too_dear = self.untuned()
         return [
             Tuning(self.target, self.data, spec, spec.given, self.trials, self.budget.tune_forwards)
             for spec in searched
-            if set(spec.method.card.space) - dict(spec.given).keys()
+            if set(spec.method.card.space) - dict(spec.given).keys() and spec.label not in too_dear
         ]
+
+    def untuned(self) -> dict[str, tuple[float, float]]:
+        """The methods a trial cannot be made of, as one step costs more: label -> forwards of a step and of a trial."""
+        trial = self.budget.tune_forwards if self.trials else tuned(self.task.name)["forwards"]
+        size, found = Weights(self.task.model(0)).size, {}
+        for spec in {spec.tuned_as: None for spec in self.specs} if trial else {}:
+            step = forwards_per_step(spec, spec.settings(self.task.settings), size)
+            if spec.method.card.space and step > trial:
+                found[spec.label] = (step, trial)
+        return found
 
     def studies(self, settings: Settings, companion_settings: Settings) -> list[Item]:
         """All that may run side by side, the longest first, so that no process waits for the last one."""
-        budget, width = self.budget, self.task.width
-        items: list[Item] = []
-
-        def training(spec: Spec, study: str, seeds: int, forwards: float, **more: Any) -> None:
-            arguments: dict[str, Any] = {
-                "study": study, "width": width, "factor": 1.0, "forwards": forwards, "stop_at_target": study != "curves",
-                "per_decade": budget.per_decade, **more,
-            }  # fmt: skip
-            frozen = _frozen(spec.settings(settings))
-            items.extend(
-                Training(self.target, self.data, spec, frozen, seed=seed, **arguments) for seed in range(seeds)
-            )
-
-        for spec in self.specs:
-            training(spec, "curves", self.seeds, budget.forwards)
-        for spec in self.sources:
-            if width is not None:
-                frozen = _frozen(spec.settings(settings))
-                items.extend(
-                    Widening(
-                        self.target, self.data, spec, frozen, width=max(2, int(width * ratio)), seeds=budget.width_seeds,
-                        forwards=budget.width_forwards, per_decade=budget.per_decade,
-                    )
-                    for ratio in budget.widths
-                )  # fmt: skip
-            for factor in budget.factors:
-                training(spec, "learning-rate", budget.factor_seeds, budget.factor_forwards, factor=factor)
-            frozen = _frozen(spec.settings(settings))
-            if budget.draws:
-                widths = [width] if width is None else [max(2, int(width * r)) for r in budget.widths or (1.0,)]
-                items.extend(
-                    Estimating(self.target, self.data, spec, frozen, seed=seed, width=w, draws=budget.draws)
-                    for w in widths
-                    for seed in range(budget.estimate_seeds)
-                )
-        if self.task.companion and budget.companion_seeds:
-            items.extend(self._companion(companion_settings))
+        budget, shares = self.budget, self.shares
+        items = [item for spec in self.specs for item in self._curves(spec, settings)]
+        items += [item for spec in shares["companion"] for item in self._companion(spec, companion_settings)]
+        items += [item for spec in shares["width"] for item in self._widths(spec, settings)]
+        items += [item for spec in shares["learning-rate"] for item in self._rates(spec, settings)]
+        items += [item for spec in shares["estimate"] for item in self._estimates(spec, settings)]
         if budget.nudged_weights:
-            items.append(Nudging(self.target, self.data, budget.nudges, budget.nudged_weights))
-        if budget.grid:
-            drawn = tuple((s, _frozen(s.settings(settings))) for s in self.specs if s.tuned_as == s)
-            items.append(Mapping2d(self.target, self.data, drawn, budget.grid, budget.path_forwards))
+            items.append(self._nudging())
+        if shares["landscape"]:
+            items.append(self._landscape(shares["landscape"], settings))
         return sorted(items, key=lambda item: -item.weight)
-
-    def _companion(self, settings: Settings) -> Iterable[Item]:
-        from dldw.tasks import load_task
-
-        name = cast(str, self.task.companion)
-        width = load_task(name, self.data).width
-        for spec in self.specs:
-            if spec.tuned_as == spec:
-                for seed in range(self.budget.companion_seeds):
-                    yield Training(
-                        name, self.data, spec, _frozen(spec.settings(settings)), study="curves", seed=seed, width=width,
-                        factor=1.0, forwards=self.budget.companion_forwards, per_decade=self.budget.per_decade,
-                        stop_at_target=False,
-                    )  # fmt: skip
 
     def metering(self, settings: Settings) -> list[Item]:
         """What has to run alone: the cost of a step."""
-        from dldw.tasks import load_task
-
-        tasks = {self.target: self.task.width}
-        if self.task.wider:
-            tasks[self.task.wider] = load_task(self.task.wider, self.data).width
         return [
-            Metering(name, self.data, spec, _frozen(spec.settings(settings)), width, self.budget.cost_seconds)
-            for name, width in tasks.items()
-            for spec in self.specs
+            item
+            for study, name in (("cost", self.target), ("wider cost", self.task.wider))
+            for spec in self.shares[study]
+            for item in self._costs(spec, settings, name)
         ]
 
-    @property
-    def sources(self) -> list[Spec]:
-        """The methods with a learning rate and an estimate to judge, those that differ in cost alone left out."""
-        return [s for s in self.specs if s.method.is_source and s.tuned_as == s]
+    @cached_property
+    def shares(self) -> dict[str, list[Spec]]:
+        """The methods that each study takes, by the rule of ``dldw.compare.share``; all that can where there is no total."""
+        budget, order = self.budget, ranked(self.specs, FIRST)
+        plain = [spec for spec in order if spec.tuned_as == spec]
+        sources = [spec for spec in plain if spec.method.is_source]
+        able: dict[str, list[Spec]] = {
+            "cost": order,
+            "wider cost": order if self.task.wider else [],
+            "landscape": plain if budget.grid else [],
+            "estimate": sources if budget.draws else [],
+            "companion": plain if self.task.companion and budget.companion_seeds else [],
+            "learning-rate": sources if budget.factors else [],
+            "width": sources if budget.widths and self.task.width is not None else [],
+        }
+        if not budget.total:
+            return able
+        cost: dict[str, Callable[[Spec], float]] = {
+            "cost": lambda spec: CORES * counted(self._costs(spec, {}, self.target)),
+            "wider cost": lambda spec: CORES * counted(self._costs(spec, {}, self.task.wider)),
+            "landscape": lambda spec: counted([self._landscape([spec], {})]) - counted([self._landscape([], {})]),
+            "estimate": lambda spec: counted(self._estimates(spec, {})),
+            "companion": lambda spec: counted(self._companion(spec, {})),
+            "learning-rate": lambda spec: counted(self._rates(spec, {})),
+            "width": lambda spec: counted(self._widths(spec, {})),
+        }
+        left = budget.total - sum(counted(self._curves(spec, {})) for spec in self.specs)
+        taken: dict[str, list[Spec]] = {}
+
+        def take(study: str, limit: float) -> float:
+            taken[study], spent = fitting(able[study], cost[study], limit)
+            return spent
+
+        metered = take("cost", COSTS * budget.total)
+        metered += take("wider cost", COSTS * budget.total - metered)
+        left -= metered + (counted([self._nudging()]) if budget.nudged_weights else 0.0)
+        left -= counted([self._landscape([], {})]) if budget.grid else 0.0
+        parts = {"landscape": LANDSCAPE, "estimate": ESTIMATES, "companion": COMPANION, "learning-rate": RATES}
+        spent = sum(take(study, part * left) for study, part in parts.items())
+        take("width", left - spent)
+        return {study: taken[study] for study in able}
+
+    def left_out(self) -> dict[str, list[Spec]]:
+        """The methods that each study would take and the total has no room for."""
+        everything = replace(self, budget=replace(self.budget, total=0)).shares
+        return {
+            study: out
+            for study, specs in everything.items()
+            if (out := [s for s in specs if s not in self.shares[study]])
+        }
+
+    def _curves(self, spec: Spec, settings: Settings) -> list[Item]:
+        return self._trainings(spec, settings, "curves", self.seeds, self.budget.forwards)
+
+    def _rates(self, spec: Spec, settings: Settings) -> list[Item]:
+        budget = self.budget
+        return [
+            item
+            for factor in budget.factors
+            for item in self._trainings(
+                spec, settings, "learning-rate", budget.factor_seeds, budget.factor_forwards, factor
+            )
+        ]
+
+    def _trainings(
+        self, spec: Spec, settings: Settings, study: Study, seeds: int, forwards: float, factor: float = 1.0
+    ) -> list[Item]:
+        return [
+            Training(
+                self.target, self.data, spec, _frozen(spec.settings(settings)), study=study, seed=seed,
+                width=self.task.width, factor=factor, forwards=forwards, per_decade=self.budget.per_decade,
+                stop_at_target=study != "curves",
+            )
+            for seed in range(seeds)
+        ]  # fmt: skip
+
+    def _companion(self, spec: Spec, settings: Settings) -> list[Item]:
+        from dldw.tasks import load_task
+
+        name = cast(str, self.task.companion)
+        return [
+            Training(
+                name, self.data, spec, _frozen(spec.settings(settings)), study="curves", seed=seed,
+                width=load_task(name, self.data).width, factor=1.0, forwards=self.budget.companion_forwards,
+                per_decade=self.budget.per_decade, stop_at_target=False,
+            )
+            for seed in range(self.budget.companion_seeds)
+        ]  # fmt: skip
+
+    def _widths(self, spec: Spec, settings: Settings) -> list[Item]:
+        budget, width = self.budget, cast(int, self.task.width)
+        return [
+            Widening(
+                self.target, self.data, spec, _frozen(spec.settings(settings)), width=max(2, int(width * ratio)),
+                seeds=budget.width_seeds, forwards=budget.width_forwards, per_decade=budget.per_decade,
+            )
+            for ratio in budget.widths
+        ]  # fmt: skip
+
+    def _estimates(self, spec: Spec, settings: Settings) -> list[Item]:
+        budget, width = self.budget, self.task.width
+        widths = [width] if width is None else [max(2, int(width * r)) for r in budget.widths or (1.0,)]
+        frozen = _frozen(spec.settings(settings))
+        return [
+            Estimating(self.target, self.data, spec, frozen, seed=seed, width=w, draws=budget.draws)
+            for w in widths
+            for seed in range(budget.estimate_seeds)
+        ]
+
+    def _nudging(self) -> Item:
+        return Nudging(self.target, self.data, self.budget.nudges, self.budget.nudged_weights)
+
+    def _landscape(self, specs: Iterable[Spec], settings: Settings) -> Item:
+        drawn = tuple((s, _frozen(s.settings(settings))) for s in specs)
+        return Mapping2d(self.target, self.data, drawn, self.budget.grid, self.budget.path_forwards)
+
+    def _costs(self, spec: Spec, settings: Settings, name: str | None) -> list[Item]:
+        from dldw.tasks import load_task
+
+        if name is None:
+            return []
+        width = self.task.width if name == self.target else load_task(name, self.data).width
+        frozen = _frozen(spec.settings(settings))
+        return [Metering(name, self.data, spec, frozen, width, self.budget.cost_seconds)]
 
     def header(self, settings: Settings) -> list[Record]:
         """The records of tasks and methods, and where shipped settings come from."""
@@ -188,20 +277,30 @@ def make_plan(
     asked = parse_all(methods or METHODS)
     task = load_task(target, data)
     _probe(target, task)
+    asked += [baseline for baseline in parse_all(BASELINES) if baseline not in asked]
     dropped = []
-    for baseline in parse_all(BASELINES):
-        if reason := _unable(task, baseline):
-            dropped.append(f"The baseline {baseline.label} is not there, because it cannot run on {target}: {reason}")
-            asked = [spec for spec in asked if spec != baseline]
-        elif baseline not in asked:
-            asked.append(baseline)
+    for spec in list(asked):
+        by_default = (
+            not methods and spec.method.card.needs != "loss values"
+        )  # nobody named it: left out where it cannot run
+        if (spec.label in BASELINES or by_default) and (reason := _unable(task, spec)):
+            dropped.append(f"{spec.label} is not there, because it cannot run on {target}: {reason}")
+            asked.remove(spec)
     specs = sorted(asked, key=lambda spec: not spec.label.startswith("backprop"))
     count = budget.seeds if seeds is None else seeds
     if count < 1 or trials < 0:
         raise DldwError(f"--seeds must be at least 1 and --tune at least 0, got {count} and {trials}.")
     for spec in specs:
         _build(task, spec)
-    return Plan(target, task, data, tuple(specs), budget, count, trials, tuple(dropped))
+    wanted = (count, budget.forwards)
+    if budget.total:
+        count, forwards = curves_within(
+            CURVES * budget.total, len(specs), count, budget.forwards, fixed=seeds is not None,
+            start=START / SECONDS_PER_FORWARD,
+        )  # fmt: skip
+        alone = COSTS * budget.total * SECONDS_PER_FORWARD / CORES / (2 if task.wider else 1)
+        budget = replace(budget, forwards=forwards, cost_seconds=seconds_within(alone, len(specs), budget.cost_seconds))
+    return Plan(target, task, data, tuple(specs), budget, count, trials, wanted, tuple(dropped))
 
 
 def task_record(name: str, task: Task) -> Record:
@@ -211,7 +310,7 @@ def task_record(name: str, task: Task) -> Record:
         task=name,
         summary=task.summary,
         metric=task.metric,
-        maximise=task.metric != "loss",
+        maximise=task.rises,
         target=task.target,
         weights=Weights(task.model(0)).size,
         batch_size=task.batch_size,
@@ -239,10 +338,10 @@ def method_record(spec: Spec, settings: Mapping[str, Any], d: int) -> Record:
     )
 
 
-def _unable(task: Task, baseline: Spec) -> str:
-    """Why a baseline cannot make a step on this task, or nothing where it can."""
+def _unable(task: Task, spec: Spec) -> str:
+    """Why a method cannot make a step on this task, or nothing where it can."""
     try:
-        learner = baseline.method.build(task.model(0), task.loss, torch.Generator(), **baseline.settings(task.settings))
+        learner = spec.method.build(task.model(0), task.loss, torch.Generator(), **spec.settings(task.settings))
         learner.step(next(task.batches(0)))
     except DldwError as error:
         return str(error)
@@ -285,6 +384,11 @@ def _build(task: Task, spec: Spec) -> None:
     except Exception as error:
         at = f" at {where(error)[:-1]}" if ".py:" in spec.target else ""
         raise DldwError(f"{spec.label} cannot be built{at}: {type(error).__name__}: {error}") from error
+
+
+def counted(items: Iterable[Item]) -> float:
+    """What pieces of work count together, in forward-pass equivalents."""
+    return sum(item.counted for item in items)
 
 
 def _frozen(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

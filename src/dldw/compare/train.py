@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dldw.compare.item import Identity, MethodItem
+from dldw.compare.item import SECONDS_PER_FORWARD, Identity, MethodItem
 from dldw.compare.records import Record, Study
 from dldw.compare.spec import Spec
 from dldw.compare.statistics import log_spaced
@@ -22,9 +22,9 @@ from dldw.weights import Weights
 
 DEFAULT_LR = 0.1
 DIVERGED = 20
-"""A run whose loss is so many times that of the untrained model has diverged and ends."""
-SECONDS_PER_FORWARD = 1.3e-4
-"""About what a forward-equivalent takes on the digits, everything included; only for the time left."""
+"""A run whose loss, above its least, is so many times that of the untrained model has diverged and ends."""
+START = 0.2
+"""Seconds a run takes beyond its forwards."""
 
 
 @dataclass
@@ -73,8 +73,8 @@ def train(
     curve = Curve(weights=Weights(model).size)
     unit = forwards_per_step(spec, settings, curve.weights)
     stops = log_spaced(forwards, unit, per_decade)
-    loss: float | None = None
-    step, seconds = 0, 0.0
+    last: Tensor | None = None
+    step, seconds, before = 0, 0.0, task.interactions
     try:
         learner = spec.method.build(model, task.loss, torch.Generator().manual_seed(10_000 + seed), **settings)
         batches = task.batches(seed, tuning=True) if tuning else task.batches(seed)
@@ -82,25 +82,26 @@ def train(
             while step < stop:
                 batch = next(batches)
                 start = time.perf_counter()
-                tensor = learner.step(batch)
+                last = learner.step(batch)
                 seconds += time.perf_counter() - start
                 step += 1
-                loss = tensor if step < stop else float(tensor)  # type: ignore[assignment]
             figures = task.evaluate(model, "validation" if tuning else "test")
             point = {
                 "step": step,
                 "forwards": step * unit,
                 "examples": step * task.batch_size,
                 "seconds": seconds,
-                "train_loss": _finite(loss),
+                "train_loss": None if last is None else _finite(float(last)),
                 "loss": _finite(figures["loss"]),
                 "accuracy": _finite(figures.get("accuracy")),
+                "interactions": None if before is None else (task.interactions or 0) - before,
+                task.metric: _finite(figures[task.metric]),
             }
             curve.points.append(point)
             if progress:
                 progress(point)
             value = point[task.metric]
-            if value is None or (point["loss"] or 0) > DIVERGED * abs(curve.points[0]["loss"] or math.inf):
+            if value is None or _error(task, point) > DIVERGED * (abs(_error(task, curve.points[0])) or math.inf):
                 curve.reason, curve.error = "diverged", f"the loss is {figures['loss']:.3g} after step {step}"
                 break
             if curve.to_target is None and reached(task, value):
@@ -119,7 +120,7 @@ def train(
 
 def reached(task: Task, value: float) -> bool:
     """Whether ``value`` of the task's metric counts as solved."""
-    return value <= task.target if task.metric == "loss" else value >= task.target
+    return value >= task.target if task.rises else value <= task.target
 
 
 def forwards_per_step(spec: Spec, settings: Mapping[str, Any], d: int) -> float:
@@ -142,7 +143,7 @@ class Training(MethodItem):
 
     @property
     def weight(self) -> float:
-        return 0.2 + self.forwards * SECONDS_PER_FORWARD * (0.5 if self.stop_at_target else 1.0)
+        return START + self.forwards * SECONDS_PER_FORWARD * (0.5 if self.stop_at_target else 1.0)
 
     @property
     def keys(self) -> list[Identity]:
@@ -166,7 +167,7 @@ class Training(MethodItem):
             "width": self.width, "factor": self.factor,
         }  # fmt: skip
         values = [p[task.metric] for p in curve.points if p[task.metric] is not None]
-        best = (min if task.metric == "loss" else max)(values, default=None)
+        best = (max if task.rises else min)(values, default=None)
         end = {
             "kind": "end",
             **same,
@@ -183,6 +184,10 @@ class Training(MethodItem):
         }
         points: Sequence[dict[str, Any]] = [{"kind": "evaluation", **same, **p} for p in curve.points]
         return cast(list[Record], [*points, end])
+
+
+def _error(task: Task, point: Mapping[str, Any]) -> float:
+    return 0.0 if point["loss"] is None else float(point["loss"]) - task.lowest
 
 
 def _finite(value: Any) -> float | None:

@@ -22,7 +22,7 @@ def write(directory: Path) -> Path:
     Raises:
         DldwError: The results cannot be read, are of another format, or the page cannot be written.
     """
-    from dldw.report.data import read
+    from dldw.report.results import read
 
     results = read(directory)
     try:

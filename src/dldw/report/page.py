@@ -16,20 +16,10 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from dldw.report.charts import Chart, Look, charts, looks
-from dldw.report.data import (
-    Reach,
-    Results,
-    between,
-    bootstrap,
-    cost_of,
-    duration,
-    ends_of,
-    number,
-    percent,
-    size,
-    times,
-)
+from dldw.report.intervals import Reach, bootstrap
+from dldw.report.results import Results, cost_of, ends_of
 from dldw.report.verdicts import headline, verdicts
+from dldw.report.words import between, duration, number, percent, size, times
 
 SECTIONS = (
     ("learning", "How far the same work goes", ("curves", "target")),
@@ -39,6 +29,8 @@ SECTIONS = (
     ("descent", "A picture of the descent", ("landscape",)),
     ("settings", "The price of good settings", ("tuning",)),
 )
+GLOBALS = "window.vegaEmbed = vegaEmbed; window.vegaLite = vegaLite; window.vega = vega;"
+"""What the bundle makes known to the page's own script."""
 ICONS = {"holds": "✓", "holds partly": "◐", "does not hold": "✕", "not shown in this run": "–"}
 SYMBOLS = {
     "circle": "M14 1.5a4.5 4.5 0 1 0 .01 0z",
@@ -95,7 +87,7 @@ def render(results: Results) -> str:
 def _bundle() -> str:
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
     known = vl_convert.get_vegalite_versions()
-    code: str = vl_convert.javascript_bundle(vl_version=version if version in known else None)  # type: ignore[call-arg]
+    code = vl_convert.javascript_bundle(GLOBALS, vl_version=version if version in known else None)
     return code.replace("</script", "<\\/script")
 
 

@@ -18,7 +18,7 @@ from dldw.report.charts.landscape import landscape
 from dldw.report.charts.learning import learning_curves, time_to_target
 from dldw.report.charts.size import failures, growth
 from dldw.report.charts.tuning import tuning
-from dldw.report.data import Results
+from dldw.report.results import Results
 
 __all__ = ["CHARTS", "Chart", "Look", "charts", "looks"]
 

@@ -14,14 +14,8 @@ from dldw.report.charts.kit import (
     methods_axis,
     rounded,
 )
-from dldw.report.data import (
-    Results,
-    cost_of,
-    duration,
-    significant,
-    size,
-    times,
-)
+from dldw.report.results import Results, cost_of
+from dldw.report.words import duration, significant, size, times
 
 
 def _costs(results: Results) -> list[Cost]:

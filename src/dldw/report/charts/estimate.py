@@ -19,15 +19,10 @@ from dldw.report.charts.kit import (
     rounded,
     weights_axis,
 )
-from dldw.report.data import (
-    NUDGE_LIMIT,
-    Results,
-    bootstrap,
-    growth_of_noise,
-    number,
-    percent,
-    power,
-)
+from dldw.report.growth import growth_of_noise
+from dldw.report.intervals import bootstrap
+from dldw.report.results import NUDGE_LIMIT, Results
+from dldw.report.words import number, percent, power
 
 
 def cosine(results: Results) -> Chart | None:

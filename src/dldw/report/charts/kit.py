@@ -10,10 +10,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from dldw.report.data import (
-    Results,
-    significant,
-)
+from dldw.report.results import Results
+from dldw.report.words import significant
 
 Row = dict[str, Any]
 
@@ -206,5 +204,5 @@ def thin(items: Sequence[Any], keep: int = 120) -> list[Any]:
 
 def methods_axis(order: list[str]) -> Any:
     """Methods as rows, in this order."""
-    axis = alt.Axis(title=None, ticks=False, domain=False, labelPadding=6, grid=False)
+    axis = alt.Axis(title=None, ticks=False, domain=False, labelPadding=10, grid=False)
     return alt.Y("method:N", sort=order, axis=axis)

@@ -15,11 +15,8 @@ from dldw.report.charts.kit import (
     rounded,
     thin,
 )
-from dldw.report.data import (
-    Results,
-    number,
-    significant,
-)
+from dldw.report.results import Results
+from dldw.report.words import number, significant
 
 
 def landscape(results: Results) -> Chart | None:

@@ -17,18 +17,10 @@ from dldw.report.charts.kit import (
     rounded,
     weights_axis,
 )
-from dldw.report.data import (
-    Growth,
-    Interval,
-    Reach,
-    Results,
-    between,
-    by_weights,
-    growth_of_ratio,
-    percent,
-    power,
-    ratio,
-)
+from dldw.report.growth import Growth, growth_of_ratio
+from dldw.report.intervals import Interval, Reach, ratio
+from dldw.report.results import Results, by_weights
+from dldw.report.words import between, percent, power
 
 
 def growth(results: Results) -> Chart | None:

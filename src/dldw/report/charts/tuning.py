@@ -12,11 +12,8 @@ from dldw.report.charts.kit import (
     methods_axis,
     rounded,
 )
-from dldw.report.data import (
-    Results,
-    duration,
-    number,
-)
+from dldw.report.results import Results
+from dldw.report.words import duration, number
 
 
 def tuning(results: Results) -> Chart | None:
@@ -24,7 +21,6 @@ def tuning(results: Results) -> Chart | None:
     kit = Kit(results)
     if not results.tunings:
         return None
-    accuracy = results.task is None or results.task["metric"] == "accuracy"
     rows = [
         {
             "method": t["method"],
@@ -42,18 +38,14 @@ def tuning(results: Results) -> Chart | None:
     x = alt.X(
         "score:Q",
         scale=alt.Scale(zero=False, nice=True),
-        axis=alt.Axis(
-            title="validation accuracy of a trial" if accuracy else "validation loss of a trial",
-            format=".0%" if accuracy else "~g",
-            tickCount=5,
-        ),
+        axis=alt.Axis(title="score of a trial", format="~g", tickCount=5),
     )
     known = [m for m in results.labels if any(t["method"] == m for t in results.tunings)]
     y = methods_axis(known + [m for m in dict.fromkeys(t["method"] for t in results.tunings) if m not in known])
     tooltip = [
         alt.Tooltip("method:N"),
         alt.Tooltip("trial:Q"),
-        alt.Tooltip("score:Q", format=".1%" if accuracy else ".3~g"),
+        alt.Tooltip("score:Q", format=".3~g"),
         alt.Tooltip("settings:N"),
         alt.Tooltip("forwards:Q", format=",.0f"),
         alt.Tooltip("seconds:Q", format=".2~f"),
@@ -79,8 +71,10 @@ def tuning(results: Results) -> Chart | None:
     return Chart(
         "tuning",
         "What finding the settings cost",
-        text + (f"; {lost} trials diverged." if lost else "; no trial diverged."),
-        "One tick per trial, on the validation split; the large symbol is the trial whose settings were used.",
+        text
+        + (f"; {lost} trials have no score: they diverged, or could make no step." if lost else "; no trial diverged."),
+        "One tick per trial, on the validation split; the large symbol is the trial whose settings were used. One point "
+        "more is a tenth of the error at the end, or a tenth of the forwards to the target.",
         {"rows": rounded(rows)},
         {"": kit.finish(layers)},
         step=30,

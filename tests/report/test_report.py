@@ -7,7 +7,6 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from html import unescape
 from importlib.resources import files
 from itertools import combinations
@@ -18,7 +17,8 @@ import numpy as np
 import pytest
 
 from dldw.errors import DldwError
-from dldw.report.data import Results, number, percent, read, size
+from dldw.report.results import Results, read
+from dldw.report.words import number, percent, size
 from tests.made_up import BACKPROP, NUDGE, World, made_up, save
 
 pytest.importorskip("altair", reason="the report's extra is not installed")
@@ -33,15 +33,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("run")
     save(made_up(), directory)
     return write(directory)
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Callable[..., Results]:
-    def build(w: World | None = None, **options: Any) -> Results:
-        save(made_up(w, **options), tmp_path)
-        return read(tmp_path)
-
-    return build
 
 
 # --- reading ---

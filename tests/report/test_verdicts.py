@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dldw.report.data import Reach, Results, bootstrap, growth_of_noise, growth_of_ratio, ratio, read
+from dldw.report.growth import growth_of_noise, growth_of_ratio
+from dldw.report.intervals import Reach, bootstrap, ratio
+from dldw.report.results import Results
 from dldw.report.verdicts import (
     CLAIMS,
     Verdict,
@@ -23,7 +24,7 @@ from dldw.report.verdicts import (
     same_logic,
     scaling,
 )
-from tests.made_up import BACKPROP, CHECKPOINT, NUDGE, World, made_up, save
+from tests.made_up import BACKPROP, CHECKPOINT, NUDGE, World
 
 HOLDS, PARTLY, NOT, OPEN = "holds", "holds partly", "does not hold", "not shown in this run"
 
@@ -35,15 +36,6 @@ def world(**changes: Any) -> World:
         now = getattr(made, name)
         setattr(made, name, {**now, **change} if isinstance(now, dict) else change)
     return made
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Callable[..., Results]:
-    def build(w: World | None = None, **options: Any) -> Results:
-        save(made_up(w, **options), tmp_path)
-        return read(tmp_path)
-
-    return build
 
 
 def other(name: str, needs: str = "loss values") -> tuple[str, str, str, str, float, dict[str, Any]]:

@@ -16,7 +16,6 @@ from dldw.searcher import Searcher
 from dldw.source import Batch, GradientSource, Loss
 from dldw.weights import Weights
 
-
 _log = logging.getLogger("dldw")
 
 

@@ -11,11 +11,23 @@ import torch
 import dldw
 from dldw.searcher import Searcher
 
+_VARIANTS: dict[str, list[dict[str, object]]] = {
+    "random-search": [{"distribution": "uniform"}, {"population": 1}],
+    "hill-climb": [{"step": "uniform", "proposals": 4}, {"step": "one-weight"}],
+    "particle-swarm": [{"topology": "ring"}, {"bounds": (-3.0, 3.0), "particles": 7}],
+    "genetic-algorithm": [
+        {"selection": "tournament", "crossover": "uniform", "elites": 3},
+        {"crossover": "one-point", "elites": 0},
+        {"crossover": "blend"},
+        {"seeds": True},
+    ],
+    "differential-evolution": [{"strategy": "best/1/bin", "population": 9}, {"bounds": (-3.0, 3.0)}],
+}
 SEARCHERS = [
     (name, settings)
     for name, method in dldw.methods().items()
     if issubclass(method.factory, Searcher)
-    for settings in [{}, *({"random-search": [{"distribution": "uniform"}, {"population": 1}]}.get(name, []))]
+    for settings in [{}, *_VARIANTS.get(name, [])]
 ]
 
 

@@ -37,7 +37,9 @@ class Chains:
         seeds = torch.randint(2**62, (len(family),), generator=generator, device=generator.device).tolist()
         self._asked = self._pool[:elites] if self._pool else [()]
         self._asked += [(*chain, seed) for chain, seed in zip(family, seeds, strict=True)]
-        vectors, parent, at_parent = self._x0.new_empty((n, self._x0.numel())), (), self._x0
+        vectors = self._x0.new_empty((n, self._x0.numel()))
+        parent: Chain = ()
+        at_parent = self._x0
         for row in sorted(range(n), key=lambda row: self._asked[row][:-1]):  # siblings together: one parent is held
             chain = self._asked[row]
             if chain[:-1] != parent:

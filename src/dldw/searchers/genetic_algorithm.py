@@ -91,7 +91,9 @@ class GeneticAlgorithm(Searcher):
                 f"population must be at least 2 and have room for others than the elites, got {population} and {elites}."
             )
         if not sigma > 0 or mutation_sigma < 0:
-            raise DldwError(f"sigma must be positive and mutation_sigma not negative, got {sigma} and {mutation_sigma}.")
+            raise DldwError(
+                f"sigma must be positive and mutation_sigma not negative, got {sigma} and {mutation_sigma}."
+            )
         if selection not in ("truncation", "tournament"):
             raise DldwError(f"selection must be truncation or tournament, got {selection!r}.")
         if crossover not in (None, "uniform", "one-point", "blend"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
 from dldw.searcher import Searcher
-from dldw.searchers.sampling import Bounds, Box, around, fractions
+from dldw.searchers.sampling import Bounds, Box, around, random_bytes
 
 
 class ParticleSwarm(Searcher):
@@ -57,7 +57,11 @@ class ParticleSwarm(Searcher):
         forwards="particles + 1 + ceil(particles / 8)",
         memory="3 d for each particle",
         paper="Kennedy & Eberhart 1995; Clerc & Kennedy 2002, IEEE Transactions on Evolutionary Computation 6(1)",
-        space={"sigma": Float(1e-2, 3.0), "inertia": Float(0.4, 0.9, log=False), "topology": Choice(("global", "ring"))},
+        space={
+            "sigma": Float(1e-2, 3.0),
+            "inertia": Float(0.4, 0.9, log=False),
+            "topology": Choice(("global", "ring")),
+        },
         note="In training the best point and, in turn, an eighth of the personal bests are evaluated again on each batch.",
     )
     _keeps = ("_x", "_v", "_own", "_losses")
@@ -91,6 +95,7 @@ class ParticleSwarm(Searcher):
     def _reset(self, x0: Tensor) -> None:
         self._x0, self._box = x0, Box(self.bounds, x0)
         self._fastest = self._box.width / 2 if self.bounds is not None else x0.new_tensor(2 * self.sigma)
+        self._block = max(1, (1 << 16) // x0.numel())
         self._v = x0.new_zeros((self.particles, x0.numel()))
         self._losses = torch.full((self.particles,), torch.inf, dtype=torch.float64, device=x0.device)
 
@@ -99,17 +104,25 @@ class ParticleSwarm(Searcher):
             self._x = self._box.reflect(around(self._x0, self.particles, self.sigma, generator))
             self._own = self._x.clone()
             return self._x
-        x, v = self._x, self._v
-        r1, r2 = fractions(2, x, generator)
-        v.mul_(self.inertia).add_((self._own - x).mul_(r1), alpha=self.cognitive)
-        v.add_((self._attractor() - x).mul_(r2), alpha=self.social)
-        torch.minimum(torch.maximum(v, -self._fastest, out=v), self._fastest, out=v)
-        self._x = x + v
+        weights, social, x = random_bytes(2, self._x, generator), self._attractor(), torch.empty_like(self._x)
+        share, pull = torch.empty_like(x[: self._block]), torch.empty_like(x[: self._block])
+        for start in range(0, self.particles, self._block):  # rows that fit into the processor's cache together
+            at = slice(start, start + self._block)
+            was, v = self._x[at], self._v[at].mul_(self.inertia)
+            share, pull = share[: len(v)], pull[: len(v)]
+            for r, best, scale in (
+                (weights[0, at], self._own[at], self.cognitive),
+                (weights[1, at], social if social.ndim == 1 else social[at], self.social),
+            ):
+                v.addcmul_(torch.sub(best, was, out=pull), share.copy_(r).add_(0.5), value=scale / 256)
+            torch.clamp(v, -self._fastest, self._fastest, out=v)
+            torch.add(was, v, out=x[at])
         if self._box.bounded:
-            outside = (self._x < self._box.low) | (self._x > self._box.high)
-            self._box.reflect(self._x)
-            v[outside] *= -1
-        return self._x
+            outside = (x < self._box.low) | (x > self._box.high)
+            self._box.reflect(x)
+            self._v[outside] *= -1
+        self._x = x
+        return x
 
     def _attractor(self) -> Tensor:
         """The best point of each particle's neighbourhood, [d] or [n, d]."""

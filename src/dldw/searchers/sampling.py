@@ -20,16 +20,16 @@ def around(x0: Tensor, n: int, sigma: float, generator: torch.Generator) -> Tens
     return points.add_(x0)
 
 
-def fractions(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform fractions of 1 in the shape of ``like`` [n, d], ``count`` times [count, n, d], to eight bits each.
+def random_bytes(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform bytes in the shape of ``like`` [n, d], ``count`` times [count, n, d], eight to each random word.
 
-    Eight of them share one random word, which costs a seventh of drawing floats. Their mean is exactly 1/2 and their
-    variance 1/12 within 2e-5: enough to weigh two points against each other, not to draw a coordinate from.
+    (byte + 1/2) / 256 stands for a uniform fraction at a seventh of the cost of drawing floats. Its mean is exactly 1/2 and
+    its variance 1/12 within 2e-5: enough to weigh two points against each other, not to draw a coordinate from.
     """
     total = count * like.numel()
     words = torch.empty((total + 7) // 8, dtype=torch.int64, device=like.device)
     drawn = words.random_(-(2**63), None, generator=generator).view(torch.uint8)[:total]
-    return drawn.view(count, *like.shape).to(like.dtype).add_(0.5).mul_(1 / 256)
+    return drawn.view(count, *like.shape)
 
 
 def coins(p: float, like: Tensor, generator: torch.Generator) -> Tensor:

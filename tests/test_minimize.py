@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_callback_sees_every_generation_and_ends_the_search_with_true():
     found = dldw.minimize(sphere, [0.0, 0.0], dldw.ParticleSwarm(generator=seeded()), 1000, callback=callback)
     assert [now.generations for now in seen] == [1, 2, 3, 4]
     assert [now.evaluations for now in seen] == [33, 65, 97, 129]
-    assert all(b.loss <= a.loss for a, b in zip(seen, seen[1:], strict=False))
+    assert all(b.loss <= a.loss for a, b in pairwise(seen))
     assert found.stop == "callback"
     assert found.loss == seen[-1].loss
 

@@ -79,7 +79,7 @@ def minimize(
 
     def evaluate(points: Tensor) -> Tensor:
         values = function(points) if batched else [float(function(point)) for point in points]
-        losses = torch.as_tensor(values).detach()
+        losses = values.detach() if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
         if losses.shape != points.shape[:1]:
             raise DldwError(
                 f"the function must return one loss for each of the {len(points)} points [n], got shape "

@@ -36,8 +36,7 @@ def coins(p: float, like: Tensor, generator: torch.Generator) -> Tensor:
     """Independent ones with probability ``p``, to sixteen bits, and zeros in the shape and type of ``like`` [n, d]."""
     words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device)
     drawn = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: like.numel()]
-    threshold = round(p * 65536) - 32768
-    return (drawn < threshold).view(like.shape).to(like.dtype)
+    return (drawn.to(torch.int32) < round(p * 65536) - 32768).view(like.shape).to(like.dtype)
 
 
 def others(n: int, count: int, generator: torch.Generator) -> list[Tensor]:

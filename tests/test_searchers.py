@@ -45,7 +45,7 @@ def pulled_by(swarm: Searcher, cognitive: float, social: float, attractor) -> to
             for i, row in enumerate(x):
                 way = attractor(seen, i) - before[i]
                 shares.append(((row - before[i]) / way)[way.abs() > 1e-9])
-        losses = (x - 5).square().sum(1) + 3 * (4 * x).cos().sum(1)
+        losses = (x - 5).square().sum(1) + (1e6 if 0 < generation < 4 else 0)
         for i, (row, loss) in enumerate(zip(x, losses.tolist(), strict=True)):
             seen[i].append((row.clone(), loss))
         swarm.tell(losses)

@@ -96,7 +96,7 @@ def test_a_log_replays_to_the_same_best_without_the_function(name, settings, tmp
     assert (again.loss, again.evaluations, again.generations) == (found.loss, found.evaluations, found.generations)
     if run.waiting is None:
         run.ask()
-    assert torch.equal(other.ask(), run.waiting)
+    assert torch.equal(other.ask(), run.waiting[:])
 
 
 def test_a_log_is_json_lines_flushed_with_every_generation(tmp_path):

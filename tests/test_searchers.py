@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 from itertools import permutations
 
 import pytest
 import torch
+from torch import nn
 
 import dldw
 from dldw.searcher import Searcher
@@ -244,13 +246,43 @@ def test_an_individual_is_its_start_point_and_the_noise_of_its_seeds():
     )
     for _ in range(6):
         genetic.tell(sphere(genetic.ask() - 7))
-    chain = genetic.state_dict()["own"]["chains"]["pool"][0]
+    chain = genetic.state_dict()["own"]["pool"][0]
     assert 1 < len(chain) <= 6
     x = x0.clone()
     for i, seed in enumerate(chain):
         x += (0.5 if i else 2.0) * torch.empty(5, dtype=torch.float64).normal_(generator=seeded(seed))
     assert torch.allclose(genetic.best[0], x, rtol=1e-14)
     assert torch.equal(genetic.ask()[0], genetic.best[0])
+
+
+@pytest.mark.parametrize("evaluate", ["sequential", "batched"])
+def test_training_with_seeds_makes_the_vectors_as_they_are_evaluated(evaluate):
+    model, seen, most = nn.Linear(100, 50), [], []
+    genetic = dldw.GeneticAlgorithm(population=30, seeds=True, generator=seeded())
+
+    def loss(model, batch):
+        seen.append(type(genetic.waiting))
+        if len(seen) % 20 == 0:
+            live = {t.untyped_storage().data_ptr(): t.numel() for t in gc.get_objects() if type(t) is torch.Tensor}
+            most.append(sum(size for size in live.values() if size >= 5050))
+        return model(batch).square().mean(1)
+
+    learner = dldw.Search(model, loss, genetic, evaluate=evaluate)
+    for _ in range(4):
+        learner.step(torch.ones(2, 100))
+    assert torch.Tensor not in seen
+    if evaluate == "sequential":
+        assert max(most) < 10 * 5050, "thirty candidates, and no more than a few of them in memory"
+
+
+def test_a_proposal_is_the_same_vector_alone_in_a_slice_and_in_what_ask_gives():
+    genetic, other = (started(dldw.GeneticAlgorithm(population=9, seeds=True, generator=seeded())) for _ in range(2))
+    for _ in range(4):
+        proposals, asked = genetic.propose(), other.ask()
+        assert torch.equal(torch.stack([proposals[i] for i in (*range(8, -1, -1),)]), asked.flip(0))
+        assert torch.equal(proposals[3:7], asked[3:7])
+        genetic.tell(sphere(asked))
+        other.tell(sphere(asked))
 
 
 # --- differential evolution ----------------------------------------------------------------------------------------
@@ -392,9 +424,9 @@ def test_stop_is_empty_and_the_mean_is_none_where_a_method_has_neither():
         (dldw.ParticleSwarm, {"inertia": 1.0}, r"inertia must lie in \[0, 1\), or velocities grow without end"),
         (dldw.ParticleSwarm, {"social": -1.0}, "cognitive and social must not be negative; got 0.7298, 1.49618 and -1"),
         (dldw.ParticleSwarm, {"topology": "star"}, "topology must be global or ring, got 'star'"),
-        (dldw.GeneticAlgorithm, {"population": 1}, "population must be at least 2 and .* got 1 and 1"),
-        (dldw.GeneticAlgorithm, {"population": 4, "elites": 4}, "have room for others than the elites, got 4 and 4"),
-        (dldw.GeneticAlgorithm, {"mutation_sigma": -0.1}, "mutation_sigma not negative, got 0.3 and -0.1"),
+        (dldw.GeneticAlgorithm, {"population": 1}, "population must be at least 2 and exceed the elites, got 1 and 1"),
+        (dldw.GeneticAlgorithm, {"population": 4, "elites": 4}, "exceed the elites, got 4 and 4"),
+        (dldw.GeneticAlgorithm, {"mutation_sigma": -0.1}, "mutation_sigma not negative; got 0.3 and -0.1"),
         (
             dldw.GeneticAlgorithm,
             {"selection": "roulette"},

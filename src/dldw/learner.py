@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dldw.errors import DldwError, NonFiniteLossError
 from dldw.evaluate import Evaluator, Mode
 from dldw.objective import Objective
-from dldw.searcher import Searcher
+from dldw.searcher import Proposals, Searcher
 from dldw.source import Batch, GradientSource, Loss
 from dldw.weights import Weights
 
@@ -126,10 +126,10 @@ class Search:
         objective = Objective(self.model, self.loss, batch, weights)
         candidates = self.searcher.waiting  # those of a step that an exception or Ctrl-C cut short
         if candidates is None:
-            candidates = self.searcher.ask()
+            candidates = self.searcher.propose()
         n, remembered = len(candidates), self.searcher.remembered()
         again = remembered[1:] if self.hold == "best" else remembered  # the plain forward is that of the best
-        rows = torch.cat([candidates, again]) if len(again) else candidates
+        rows = torch.cat([candidates[:], again]) if len(again) else candidates
         losses = np.array(self._evaluate.losses(objective, _Rows(weights, rows)))[:, 0]
         try:
             held = objective.plain()
@@ -177,7 +177,7 @@ class _Rows:
 
     width = 1
 
-    def __init__(self, weights: Weights, vectors: Tensor) -> None:
+    def __init__(self, weights: Weights, vectors: Proposals) -> None:
         self.weights, self.vectors = weights, vectors
 
     def __len__(self) -> int:

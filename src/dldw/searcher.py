@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from dldw.card import Card
 from dldw.errors import DldwError
+
+
+class Proposals(Protocol):
+    """Candidates [n, d]: a tensor, or what makes them when it is indexed, [d] by a number and [n, d] by a slice."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, at: Any, /) -> Tensor: ...
 
 
 class Searcher(ABC):
@@ -28,7 +36,7 @@ class Searcher(ABC):
     def __init__(self, generator: torch.Generator | None = None) -> None:
         self.generator = generator
         self._start: Tensor | None = None
-        self._asked: Tensor | None = None
+        self._asked: Proposals | None = None
         self._best: tuple[Tensor, float] | None = None  # at first the start point, at an infinite loss
         self._told = 0
         self._turn = 0
@@ -78,7 +86,7 @@ class Searcher(ABC):
         self._reset(self._start)
 
     @property
-    def waiting(self) -> Tensor | None:
+    def waiting(self) -> Proposals | None:
         """The candidates that were asked for and still wait for their losses [n, d], if there are any."""
         return self._asked
 
@@ -88,6 +96,10 @@ class Searcher(ABC):
         Raises:
             DldwError: ``reset`` was not called, or the last candidates still wait for their losses.
         """
+        return self.propose()[:]
+
+    def propose(self) -> Proposals:
+        """Like ``ask``, but where the method can make its candidates one by one, they are made when they are indexed."""
         if self._start is None or self.generator is None:
             raise DldwError("ask was called before reset: the searcher does not know where to start. Call reset(x0).")
         if self._asked is not None:
@@ -103,12 +115,12 @@ class Searcher(ABC):
         """
         if self._asked is None:
             raise DldwError("tell was called before ask: there are no candidates these losses could belong to.")
-        if losses.shape != self._asked.shape[:1] or not losses.is_floating_point():
+        if losses.shape != (len(self._asked),) or not losses.is_floating_point():
             raise DldwError(
                 f"tell needs one floating-point loss for each of the {len(self._asked)} candidates, got "
                 f"{losses.dtype} of shape {list(losses.shape)}."
             )
-        losses = _worst_if_not_finite(losses, self._asked.device)
+        losses = _worst_if_not_finite(losses, self._incumbent.device)
         candidates, self._asked = self._asked, None
         self._offer(candidates, losses)
         self._tell(candidates, losses)
@@ -150,7 +162,7 @@ class Searcher(ABC):
             memory[1][rows] = losses[1:]
             self._turn = (self._turn + len(rows)) % len(memory[1])
 
-    def _offer(self, points: Tensor, losses: Tensor) -> None:
+    def _offer(self, points: Proposals, losses: Tensor) -> None:
         at = int(losses.argmin())
         loss = float(losses[at])
         if self._best is None or loss < self._best[1]:
@@ -166,11 +178,11 @@ class Searcher(ABC):
         """Sets up the method's own state."""
 
     @abstractmethod
-    def _ask(self, generator: torch.Generator) -> Tensor:
+    def _ask(self, generator: torch.Generator) -> Proposals:
         """New candidates [n, d]."""
 
     @abstractmethod
-    def _tell(self, candidates: Tensor, losses: Tensor) -> None:
+    def _tell(self, candidates: Any, losses: Tensor) -> None:
         """Learns from the losses, which are finite or +inf."""
 
     def _memory(self) -> tuple[Tensor, Tensor] | None:
@@ -190,7 +202,7 @@ class Searcher(ABC):
         """Everything that decides what later calls give."""
         return {
             "start": self._start,
-            "asked": self._asked,
+            "asked": self._asked if isinstance(self._asked, Tensor) else None,
             "best": self._best,
             "told": self._told,
             "turn": self._turn,

@@ -10,8 +10,8 @@ from torch import Tensor
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
 from dldw.searcher import Searcher
-from dldw.searchers.chains import Chains
-from dldw.searchers.sampling import around, coins
+from dldw.searchers.chains import Chain, Chains
+from dldw.searchers.sampling import Crossover, around, share_of_the_father
 
 
 class GeneticAlgorithm(Searcher):
@@ -24,11 +24,10 @@ class GeneticAlgorithm(Searcher):
     a random one on (``one-point``), or U(-1/2, 3/2) for each coordinate (``blend``). Elites are evaluated again with their
     offspring, so that an old lucky minibatch keeps none of them alive.
 
-    With ``seeds``, as in deep neuroevolution, an individual is held as the chain of seeds of its mutations. The population
-    then takes memory that does not grow with d, and every vector is made anew: x = x0 + sigma z(s_0) + mutation_sigma
-    (z(s_1) + ... + z(s_k)).
+    With ``seeds``, as in deep neuroevolution, an individual is held as the chain of seeds of its mutations, memory that
+    does not grow with d. Training makes the vectors as they are evaluated; ``ask`` makes all of them at once.
 
-    Cost: one evaluation a member; with ``seeds``, drawing each parent's whole chain every generation.
+    Cost: one evaluation a member; with ``seeds``, also drawing each parent's whole chain every generation.
 
     Source: Holland 1975; Such et al. 2017 (arXiv 1712.06567) for truncation, elitism and chains of seeds; Eshelman &
     Schaffer 1993 for the blend.
@@ -66,12 +65,10 @@ class GeneticAlgorithm(Searcher):
         space={
             "sigma": Float(1e-3, 1.0),
             "mutation_sigma": Float(1e-3, 0.3),
-            "selection": Choice(("truncation", "tournament")),
             "crossover": Choice((None, "uniform", "one-point", "blend")),
         },
         note="In training the best weights are evaluated again on each batch, and the elites with every generation.",
     )
-    _keeps = ("_pool",)
 
     def __init__(
         self,
@@ -79,7 +76,7 @@ class GeneticAlgorithm(Searcher):
         population: int = 64,
         selection: Literal["truncation", "tournament"] = "truncation",
         elites: int = 1,
-        crossover: Literal["uniform", "one-point", "blend"] | None = None,
+        crossover: Crossover | None = None,
         mutation_sigma: float = 0.05,
         sigma: float = 0.3,
         seeds: bool = False,
@@ -87,13 +84,9 @@ class GeneticAlgorithm(Searcher):
     ) -> None:
         super().__init__(generator)
         if not 0 <= elites < population or population < 2:
-            raise DldwError(
-                f"population must be at least 2 and have room for others than the elites, got {population} and {elites}."
-            )
+            raise DldwError(f"population must be at least 2 and exceed the elites, got {population} and {elites}.")
         if not sigma > 0 or mutation_sigma < 0:
-            raise DldwError(
-                f"sigma must be positive and mutation_sigma not negative, got {sigma} and {mutation_sigma}."
-            )
+            raise DldwError(f"sigma must be positive, mutation_sigma not negative; got {sigma} and {mutation_sigma}.")
         if selection not in ("truncation", "tournament"):
             raise DldwError(f"selection must be truncation or tournament, got {selection!r}.")
         if crossover not in (None, "uniform", "one-point", "blend"):
@@ -105,57 +98,54 @@ class GeneticAlgorithm(Searcher):
             )
         self.population, self.selection, self.elites, self.crossover = population, selection, elites, crossover
         self.mutation_sigma, self.sigma, self.seeds = mutation_sigma, sigma, seeds
-        self._chains = Chains(sigma, mutation_sigma)
-        self._pool = torch.empty(0)  # what parents are drawn from, the best first
+        self._pool: Tensor | list[Chain] = []  # what parents are drawn from, the best first
 
     def _reset(self, x0: Tensor) -> None:
-        self._x0 = x0
-        self._chains.reset(x0)
+        self._x0, self._pool = x0, []
 
-    def _ask(self, generator: torch.Generator) -> Tensor:
-        if self.seeds:
-            parents = self._parents(self.population - self.elites, generator).tolist() if self._told else []
-            return self._chains.ask(self.population, self.elites, parents, generator)
-        if not self._told:
-            return around(self._x0, self.population, self.sigma, generator)
+    def _ask(self, generator: torch.Generator) -> Tensor | Chains:
         pool, offspring = self._pool, self.population - self.elites
-        mutants = pool.new_empty((self.population, pool.shape[1]))
-        mutants[: self.elites] = pool[: self.elites]
-        children = mutants[self.elites :].normal_(generator=generator).mul_(self.mutation_sigma)
-        mothers = pool.index_select(0, self._parents(offspring, generator))
-        if self.crossover is not None:
-            fathers = pool.index_select(0, self._parents(offspring, generator))
-            mothers.lerp_(fathers, self._share(mothers, generator))
-        children.add_(mothers)
-        return mutants
+        if isinstance(pool, Tensor):
+            mutants = pool.new_empty((self.population, pool.shape[1]))
+            mutants[: self.elites] = pool[: self.elites]
+            children = mutants[self.elites :].normal_(generator=generator).mul_(self.mutation_sigma)
+            mothers = pool.index_select(0, self._parents(offspring, generator))
+            if self.crossover is not None:
+                fathers = pool.index_select(0, self._parents(offspring, generator))
+                mothers.lerp_(fathers, share_of_the_father(self.crossover, mothers, generator))
+            children.add_(mothers)
+            return mutants
+        if not self.seeds:
+            return around(self._x0, self.population, self.sigma, generator)
+        unchanged: list[Chain] = pool[: self.elites] if pool else [()]
+        family: list[Chain] = [()] * (self.population - 1)
+        if pool:  # siblings come beside each other, as the parent of the last vector made is at hand
+            family = [pool[row] for row in self._parents(offspring, generator).sort().values.tolist()]
+        seeds = torch.randint(2**62, (len(family),), generator=generator, device=generator.device).tolist()
+        return self._grown(unchanged + [(*chain, seed) for chain, seed in zip(family, seeds, strict=True)])
+
+    def _grown(self, chains: list[Chain]) -> Chains:
+        return Chains(self._x0, self.sigma, self.mutation_sigma, chains)
 
     def _parents(self, count: int, generator: torch.Generator) -> Tensor:
         """Rows of the pool, [count]; as the best come first, the winner of a tournament is the lowest row."""
-        size = len(self._chains) if self.seeds else len(self._pool)
         contestants = 3 if self.selection == "tournament" else 1
-        return torch.randint(size, (contestants, count), generator=generator, device=generator.device).amin(0)
+        return torch.randint(len(self._pool), (contestants, count), generator=generator, device=generator.device).amin(
+            0
+        )
 
-    def _share(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """The father's share of each coordinate [n, d]."""
-        n, d = like.shape
-        if self.crossover == "blend":
-            return torch.empty_like(like).uniform_(-0.5, 1.5, generator=generator)
-        if self.crossover == "uniform":
-            return coins(0.5, like, generator)
-        cut = torch.randint(1, max(2, d), (n, 1), generator=generator, device=like.device)
-        return (torch.arange(d, device=like.device) >= cut).to(like.dtype)
-
-    def _tell(self, candidates: Tensor, losses: Tensor) -> None:
+    def _tell(self, candidates: Tensor | Chains, losses: Tensor) -> None:
         size = max(2, self.elites, self.population // 5) if self.selection == "truncation" else self.population
         order = losses.argsort(stable=True)[:size]
-        if self.seeds:
-            self._chains.keep(order.tolist())
+        if isinstance(candidates, Chains):
+            self._pool = [candidates.chains[row] for row in order.tolist()]
         else:
             self._pool = candidates.index_select(0, order)
 
     def _state(self) -> dict[str, Any]:
-        return super()._state() | {"chains": self._chains.state_dict()}
+        return {"pool": self._pool, "asked": self._asked.chains if isinstance(self._asked, Chains) else None}
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        super()._load_state(state)
-        self._chains.load_state_dict(state["chains"])
+        self._pool = state["pool"]
+        if state["asked"] is not None:
+            self._asked = self._grown(state["asked"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from dldw.errors import DldwError
 
 Bounds = tuple[float | Sequence[float] | Tensor, float | Sequence[float] | Tensor]
 """Lower and upper bound, each one number or one for each of the d coordinates."""
+
+Crossover = Literal["uniform", "one-point", "blend"]
 
 
 def around(x0: Tensor, n: int, sigma: float, generator: torch.Generator) -> Tensor:
@@ -37,6 +40,17 @@ def coins(p: float, like: Tensor, generator: torch.Generator) -> Tensor:
     words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device)
     drawn = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: like.numel()]
     return (drawn.to(torch.int32) < round(p * 65536) - 32768).view(like.shape).to(like.dtype)
+
+
+def share_of_the_father(crossover: Crossover, like: Tensor, generator: torch.Generator) -> Tensor:
+    """What share of each coordinate of a child is its father's, in the shape and type of ``like`` [n, d]."""
+    n, d = like.shape
+    if crossover == "blend":
+        return torch.empty_like(like).uniform_(-0.5, 1.5, generator=generator)
+    if crossover == "uniform":
+        return coins(0.5, like, generator)
+    cut = torch.randint(1, max(2, d), (n, 1), generator=generator, device=like.device)
+    return (torch.arange(d, device=like.device) >= cut).to(like.dtype)
 
 
 def others(n: int, count: int, generator: torch.Generator) -> list[Tensor]:

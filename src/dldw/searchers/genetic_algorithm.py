@@ -29,16 +29,14 @@ class GeneticAlgorithm(Searcher):
 
     Cost: one evaluation a member; with ``seeds``, also drawing each parent's whole chain every generation.
 
-    Source: Holland 1975; Such et al. 2017 (arXiv 1712.06567) for truncation, elitism and chains of seeds; Eshelman &
-    Schaffer 1993 for the blend.
+    Source: Holland 1975; Such et al. 2017 (arXiv 1712.06567), chains of seeds; Eshelman & Schaffer 1993, the blend.
 
     Args:
         population: Candidates in one ``ask``, the elites included.
         selection: ``truncation`` or ``tournament``.
         elites: The best of a generation, which are members of the next.
         crossover: None, ``uniform``, ``one-point`` or ``blend``.
-        mutation_sigma: Standard deviation of a mutation, in units of x.
-        sigma: Standard deviation of the first population around the start point.
+        mutation_sigma, sigma: Standard deviations of a mutation, and of the first population around the start point.
         seeds: Whether to hold individuals as chains of seeds; not with crossover.
         generator: See ``Searcher``.
 

@@ -98,7 +98,8 @@ def test_stacked_weights_are_the_perturbed_ones_column_after_column(directions, 
     drawn = directions.draw(weights, seeded(3), 0, 5)
     scales = np.array([[0.1, -0.2]] * 5) * np.arange(1, 6)[:, None]
     with torch.no_grad():
-        stacked = drawn.stacked(weights, 1, scales[1:4].T.tolist())
+        moved = drawn.stacked(weights, 1, scales[1:4].T.tolist())
+        stacked = [s if isinstance(s, torch.Tensor) else s.stack() for s in moved]
     for column in range(2):
         for row in range(1, 4):
             one = drawn.perturbed(weights, row, float(scales[row, column]))

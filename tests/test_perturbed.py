@@ -153,7 +153,7 @@ def test_stacked_factors_are_the_perturbed_weights_column_after_column(noise, ra
                     weights.tensors, stacked, drawn.perturbed(weights, 1 + row, scales[column][row]), strict=True
                 ):
                     at = 2 * column + row
-                    many = s[at] if isinstance(s, torch.Tensor) else Perturbed(p, s[0][at], s[1][at]).materialised()
+                    many = s.stack()[at]
                     one = one.materialised() if isinstance(one, Perturbed) else one
                     torch.testing.assert_close(many, one)
 

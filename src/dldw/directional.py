@@ -126,7 +126,7 @@ class Directional(GradientSource):
     def _estimate(self, objective: Objective, generator: torch.Generator) -> Tensor:
         weights, draw = objective.weights, self._directions.draw
         count = self._directions.count(weights)
-        rows = 1 if count == 1 else self._evaluator.rows(objective, self._slope.width, count)
+        rows = 1 if count == 1 else self._evaluator.held(self._directions.held(weights), count)
         chunks = [(start, min(start + rows, count)) for start in range(0, count, rows)]
         replay = len(chunks) > 1  # directions that do not fit together are drawn again to be combined
         states, parts = [], []

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dldw.batched import population_map
-from dldw.directions import Stacked
 from dldw.errors import DldwError
 from dldw.objective import Objective
-from dldw.perturbed import Perturbed
+from dldw.population import Stacked, population_losses
 
 Mode = Literal["auto", "sequential", "batched"]
 _log = logging.getLogger("dldw")
@@ -35,7 +33,7 @@ class Candidates(Protocol):
         ...
 
     def stack(self, start: int, stop: int) -> Sequence[Stacked]:
-        """Rows ``start`` to ``stop`` of every weight, [width * (stop - start), *shape], column after column.
+        """Rows ``start`` to ``stop`` of every weight, column after column.
 
         A parameter that no member changes is given as itself.
         """
@@ -62,15 +60,12 @@ class Evaluator:
         """Whether ``members`` evaluations of this model are worth batching."""
         if self.mode != "auto":
             return self.mode == "batched"
-        small = objective.weights.size <= _SMALL
-        return members > 2 and small and objective.model not in self._cannot_batch
+        worth = members > _FEW and objective.weights.size <= _SMALL
+        return worth and objective.model not in self._cannot_batch
 
-    def rows(self, objective: Objective, width: int, count: int) -> int:
-        """How many of ``count`` rows of ``width`` members go into one chunk."""
-        bytes_per_member = sum(p.numel() * p.element_size() for p in objective.weights.tensors)
-        if self.batches(objective, width * count):
-            bytes_per_member = 2 * bytes_per_member + self._footprint(objective)
-        return max(1, min(count, self.memory // max(1, width * bytes_per_member)))
+    def held(self, bytes_per_direction: int, count: int) -> int:
+        """How many of ``count`` directions are held at a time: half the memory is theirs, whatever is evaluated how."""
+        return max(1, min(count, self.memory // (2 * bytes_per_direction)))
 
     def __call__(self, objective: Objective, candidates: Candidates) -> list[list[float]]:
         """The mean losses of all candidates, a list of ``width`` for each row.
@@ -114,14 +109,25 @@ class Evaluator:
         return [[mean_at(candidates.member(row, column)) for column in columns] for row in range(len(candidates))]
 
     def _batched(self, objective: Objective, candidates: Candidates) -> np.ndarray:
-        rows = self.rows(objective, candidates.width, len(candidates))
-        out = np.empty((len(candidates), candidates.width))
-        for start in range(0, len(candidates), rows):
-            stop = min(start + rows, len(candidates))
-            value = _vmapped(objective, candidates.stack(start, stop))
-            means = value.reshape(value.shape[0], -1).sum(1, dtype=torch.float64) / max(1, value[0].numel())
-            out[start:stop] = means.cpu().numpy().reshape(candidates.width, stop - start).T
+        count, width = len(candidates), candidates.width
+        rows = self._rows(objective, width, count)
+        out = np.empty((count, width))
+        for start in range(0, count, rows):
+            stop = min(start + rows, count)
+            value = _losses(objective, candidates.stack(start, stop), width * (stop - start))
+            means = value.sum(1, dtype=torch.float64) / value.shape[1] if value.ndim > 1 else value.double()
+            out[start:stop] = means.cpu().numpy().reshape(width, stop - start).T
         return out
+
+    def _rows(self, objective: Objective, width: int, count: int) -> int:
+        """How many of ``count`` rows of ``width`` members go through the model at a time.
+
+        As many as leave what they make in the processor's cache; on other devices, as the memory bound allows.
+        """
+        weights = objective.weights
+        member = 2 * sum(p.numel() * p.element_size() for p in weights.tensors) + self._footprint(objective)
+        bound = min(self.memory // 2, _CACHE) if weights.device.type == "cpu" else self.memory // 2
+        return max(1, min(count, bound // max(1, width * member)))
 
     def _footprint(self, objective: Objective) -> int:
         key = objective.signature()
@@ -134,23 +140,29 @@ class Evaluator:
         return self._footprints[key]
 
 
+_FEW = 4
+"""Members up to which ``auto`` evaluates one by one: a pass of many costs about as much as four alone."""
+
 _SMALL = 1 << 20
 """Weights up to which ``auto`` batches: beyond, one matrix product keeps the processor busy and stacking only copies."""
 
+_CACHE = 8 << 20
+"""Bytes that the members of one pass may take on the CPU, which is about what stays in its caches."""
 
-def _vmapped(objective: Objective, stacked: Sequence[Stacked]) -> Tensor:
+
+def _losses(objective: Objective, stacked: Sequence[Stacked], members: int) -> Tensor:
     parameters = objective.weights.tensors
     changed = [i for i, (s, p) in enumerate(zip(stacked, parameters, strict=True)) if s is not p]
 
-    def one(members: list[Stacked]) -> Tensor:
+    def at(weights: list[Tensor]) -> Tensor:
         tensors: list[Tensor] = list(parameters)
-        for i, member in zip(changed, members, strict=True):
-            tensors[i] = member if isinstance(member, Tensor) else Perturbed(parameters[i], *member)
+        for i, weight in zip(changed, weights, strict=True):
+            tensors[i] = weight
         value = objective.at(tensors)
         objective.check(value)
         return value
 
-    return population_map(one, [stacked[i] for i in changed])
+    return population_losses(at, [stacked[i] for i in changed], members)
 
 
 class _AllocatedBytes(TorchDispatchMode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from dldw.errors import DldwError, NonFiniteLossError
 from dldw.evaluate import Evaluator, Mode
 from dldw.objective import Objective
+from dldw.population import Stacked
 from dldw.searcher import Proposals, Searcher
 from dldw.source import Batch, GradientSource, Loss
 from dldw.weights import Weights
@@ -186,7 +188,7 @@ class _Rows:
     def member(self, row: int, column: int) -> list[Tensor]:
         return self.weights.split(self.vectors[row])
 
-    def stack(self, start: int, stop: int) -> list[Tensor]:
+    def stack(self, start: int, stop: int) -> Sequence[Stacked]:
         return self.weights.split(self.vectors[start:stop])
 
 

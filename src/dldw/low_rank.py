@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dldw.directions import Directions, Drawn, Stacked, signs
+from dldw.directions import Directions, Drawn, signs
 from dldw.errors import DldwError
 from dldw.perturbed import Perturbed
+from dldw.population import DenseMoved, LowRankMoved, Scales, Stacked
 from dldw.weights import Weights
 
 Noise = Literal["sign", "gaussian"]
@@ -44,19 +45,22 @@ class LowRank(Directions):
     def count(self, weights: Weights) -> int:
         return self.directions
 
+    def held(self, weights: Weights) -> int:
+        return sum(sum(_sizes(p, self.rank)) for p in weights.tensors) * weights.dtype.itemsize
+
     def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
         count = stop - start
         sizes = [s for p in weights.tensors for s in _sizes(p, self.rank)]
-        block = torch.empty((count, sum(sizes)), dtype=weights.dtype, device=weights.device)
-        block = signs(block, generator) if self.noise == "sign" else block.normal_(generator=generator)
-        parts = iter(block.split_with_sizes(sizes, dim=1))
+        numbers = torch.empty(count * sum(sizes), dtype=weights.dtype, device=weights.device)
+        numbers = signs(numbers, generator) if self.noise == "sign" else numbers.normal_(generator=generator)
+        parts = iter(numbers.split_with_sizes([count * size for size in sizes]))
         factors: list[_Factors] = []
         for p in weights.tensors:
             first = next(parts).to(p.dtype)
             if p.ndim < 2:
                 factors.append(first.view(count, *p.shape))
             else:
-                a = first.view(count, p.shape[0], self.rank) / math.sqrt(self.rank)
+                a = first.view(count, p.shape[0], self.rank).div_(math.sqrt(self.rank))
                 factors.append((a, next(parts).to(p.dtype).view(count, -1, self.rank)))
         return LowRankDrawn(count, factors)
 
@@ -86,19 +90,12 @@ class LowRankDrawn(Drawn):
             for p, z in zip(weights.tensors, self.factors, strict=True)
         ]
 
-    def stacked(self, weights: Weights, start: int, scales: list[list[float]]) -> Sequence[Stacked]:
-        rows = len(scales[0])
-        scale = torch.tensor(scales, dtype=torch.float64).view(len(scales), rows, 1, 1)
-        stacks: list[Stacked] = []
-        for p, factors in zip(weights.tensors, self.factors, strict=True):
-            moved = scale.to(p)
-            if isinstance(factors, Tensor):
-                z = factors[start : start + rows]
-                stacks.append((p + moved.view(len(scales), rows, *[1] * p.ndim) * z).flatten(0, 1))
-            else:
-                a, b = (f[start : start + rows] for f in factors)
-                stacks.append(((moved * a).flatten(0, 1), b.expand(len(scales), *b.shape).flatten(0, 1)))
-        return stacks
+    def stacked(self, weights: Weights, start: int, scales: Scales) -> Sequence[Stacked]:
+        rows = slice(start, start + len(scales[0]))
+        return [
+            DenseMoved(p, scales, f[rows]) if isinstance(f, Tensor) else LowRankMoved(p, scales, f[0][rows], f[1][rows])
+            for p, f in zip(weights.tensors, self.factors, strict=True)
+        ]
 
     def tangents(self, weights: Weights, row: int) -> Sequence[Tensor]:
         return [

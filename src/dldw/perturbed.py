@@ -50,7 +50,7 @@ class Perturbed(Tensor):
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _ABOUT:
+        if func in ABOUT:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         rule = _RULES.get(func)
@@ -160,7 +160,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     F.conv3d: _convolution(F.conv3d),
 }
 _PROPERTIES = ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout")
-_ABOUT = {
+ABOUT = {
     *(getattr(Tensor, name).__get__ for name in _PROPERTIES),
     Tensor.size,
     Tensor.dim,

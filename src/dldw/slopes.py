@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dldw.directions import Drawn, Stacked
+from dldw.directions import Drawn
 from dldw.errors import DldwError
 from dldw.evaluate import Evaluator
 from dldw.objective import Objective
+from dldw.population import Stacked
 from dldw.weights import Weights
 
 

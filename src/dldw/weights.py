@@ -150,6 +150,11 @@ class Weights:
             return [t.to(p.dtype) for t, p in zip(shaped, self.tensors, strict=True)]
         return shaped
 
+    def blocks(self, flat: Tensor, count: int) -> list[Tensor]:
+        """Cuts ``flat`` [count * d] into one contiguous tensor [count, *shape] for each weight."""
+        parts = flat.split_with_sizes([count * size for size in self._sizes])
+        return [part.view((count, *p.shape)) for part, p in zip(parts, self.tensors, strict=True)]
+
     def flat(self) -> Tensor:
         """A copy of all weights as one vector [d], in the widest dtype among them."""
         return torch.cat([p.detach().reshape(-1).to(self.dtype) for p in self.tensors])

@@ -7,6 +7,7 @@ import torch
 from dldw.card import Card, Float
 from dldw.directional import Directional
 from dldw.directions import RandomCoordinates
+from dldw.evaluate import Mode
 from dldw.slopes import OneSided, Uniform
 from dldw.source import Loss
 
@@ -35,6 +36,7 @@ class WeightPerturbation(Directional):
         low: Lower end of the nudge, in units of the weight.
         high: Upper end.
         weights: How many weights are nudged in one call.
+        evaluate: ``auto``, ``sequential`` or ``batched``; see ``dldw.evaluate.Evaluator``.
         generator: See ``GradientSource``.
 
     Example:
@@ -64,9 +66,9 @@ class WeightPerturbation(Directional):
         low: float = -0.1,
         high: float = 0.1,
         weights: int = 1,
+        evaluate: Mode = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(
-            loss, RandomCoordinates(weights), OneSided(Uniform(low, high)), evaluate="sequential", generator=generator
-        )
+        slope = OneSided(Uniform(low, high))
+        super().__init__(loss, RandomCoordinates(weights), slope, evaluate=evaluate, generator=generator)
         self.low, self.high, self.weights = low, high, weights

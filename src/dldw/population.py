@@ -1,0 +1,393 @@
+"""Losses of a whole population in one forward pass of the model as it is.
+
+The model runs once, at a level of ``torch.func.vmap`` in which every weight has a leading dimension of members. vmap's own
+rules are written for many inputs and shared weights; here it is the weights that are many. What differs is ruled here:
+the product of a layer that all members give the same input is taken once for the weights they share and once for each
+direction they move along, not for each member; later layers are grouped products that leave the examples in the last
+dimension; cross-entropy reads logits where they lie; fused attention, which has no rule, folds members into its batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C import _functorch as functorch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from dldw.perturbed import ABOUT
+
+Scales = list[list[float]]
+"""Lengths of steps, one list for each column (the two sides of a difference, say), one number for each row."""
+
+
+class Moved(ABC):
+    """One weight of all members: w + scales[c][r] * z_r for columns c and rows r, column after column.
+
+    Args:
+        weight: w.
+        scales: Lengths of the steps.
+    """
+
+    def __init__(self, weight: Tensor, scales: Scales) -> None:
+        self.weight, self.scales = weight.detach(), scales
+        self.rows = len(scales[0])
+        self.members = len(scales) * self.rows
+
+    @abstractmethod
+    def stack(self) -> Tensor:
+        """The weight of each member [n, *shape]."""
+
+    @abstractmethod
+    def transposed(self) -> Moved:
+        """The same with matrices transposed."""
+
+    @abstractmethod
+    def along(self, columns: Tensor) -> Tensor:
+        """z_r times ``columns`` [k, B] for matrices z_r [m, k]: [rows, m, B]."""
+
+    @abstractmethod
+    def picked(self, index: Tensor) -> Tensor:
+        """Rows ``index`` of each z_r: [rows, *index.shape, k]."""
+
+    def moved(self, base: Tensor, along: Tensor) -> Tensor:
+        """base [..] + scales[c][r] * along[r], [n, ..]: what is linear in the weight, from what it makes of w and of z."""
+        out = along.new_empty((len(self.scales), *along.shape))
+        for column, scale in zip(out, self.scales, strict=True):
+            if scale.count(scale[0]) == self.rows:
+                if scale[0]:
+                    torch.add(base, along, alpha=scale[0], out=column)
+                else:
+                    column.copy_(base)
+            else:
+                steps = torch.tensor(scale, dtype=along.dtype, device=along.device)
+                torch.addcmul(base, along, steps.view(-1, *[1] * (along.ndim - 1)), out=column)
+        return out.flatten(0, 1)
+
+
+class DenseMoved(Moved):
+    """Directions in full.
+
+    Args:
+        weight: w.
+        scales: Lengths of the steps.
+        z: One direction a row, [rows, *shape].
+    """
+
+    def __init__(self, weight: Tensor, scales: Scales, z: Tensor) -> None:
+        super().__init__(weight, scales)
+        self.z = z
+
+    def stack(self) -> Tensor:
+        return self.moved(self.weight, self.z)
+
+    def transposed(self) -> DenseMoved:
+        return DenseMoved(self.weight.mT, self.scales, self.z.mT)
+
+    def along(self, columns: Tensor) -> Tensor:
+        return torch.mm(self.z.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
+
+    def picked(self, index: Tensor) -> Tensor:
+        return self.z[:, index]
+
+
+class LowRankMoved(Moved):
+    """Directions A_r B_rᵀ.
+
+    Args:
+        weight: w, [m, *rest] with k = prod(rest).
+        scales: Lengths of the steps.
+        a: [rows, m, rank].
+        b: [rows, k, rank].
+    """
+
+    def __init__(self, weight: Tensor, scales: Scales, a: Tensor, b: Tensor) -> None:
+        super().__init__(weight, scales)
+        self.a, self.b = a, b
+
+    def stack(self) -> Tensor:
+        return self.moved(self.weight, (self.a @ self.b.mT).view(self.rows, *self.weight.shape))
+
+    def transposed(self) -> LowRankMoved:
+        return LowRankMoved(self.weight.mT, self.scales, self.b, self.a)
+
+    def along(self, columns: Tensor) -> Tensor:
+        thin = torch.mm(self.b.mT.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
+        return self.a * thin if thin.shape[1] == 1 else self.a @ thin
+
+    def picked(self, index: Tensor) -> Tensor:
+        return self.a[:, index.reshape(-1)].matmul(self.b.mT).view(self.rows, *index.shape, -1)
+
+    def added(self, out: Tensor, columns: Tensor) -> Tensor:
+        """``out`` [n, m, B] plus what the directions make of each member's own ``columns`` [n, k, B], in place."""
+        count = len(self.scales)
+        thin = self.b.mT.expand(count, *self.b.mT.shape).flatten(0, 1) @ columns
+        scale = torch.tensor(self.scales, dtype=out.dtype, device=out.device).view(count, -1, 1, 1)
+        return out.baddbmm_((scale * self.a).flatten(0, 1), thin)
+
+
+Stacked = Tensor | Moved
+"""One weight of all members: [n, *shape], or moved along directions."""
+
+
+def population_losses(function: Callable[[list[Tensor]], Tensor], stacked: Sequence[Stacked], members: int) -> Tensor:
+    """``function`` of the weights of each member, [n] or [n, B]; random numbers are the same for all members.
+
+    Args:
+        function: Takes one weight tensor for each of ``stacked`` and returns a loss, a scalar or [B].
+        stacked: The weights.
+        members: n.
+    """
+    level = functorch._vmap_increment_nesting(members, "same")
+    try:
+        with _Rules(level):
+            out = function([_weight(weight, level) for weight in stacked])
+        losses: Tensor = functorch._remove_batch_dim(out, level, members, 0)
+        return losses
+    finally:
+        functorch._vmap_decrement_nesting()
+
+
+def _weight(weight: Stacked, level: int) -> Tensor:
+    if isinstance(weight, Moved):
+        return Member(weight, level)
+    batched: Tensor = functorch._add_batch_dim(weight, 0, level)
+    return batched
+
+
+class Member(Tensor):
+    """What ``forward`` reads for a weight that moves: it has the shape of one member, and an operation without a rule gets
+    the weights of all members stacked.
+
+    Args:
+        moved: The weights.
+        level: Of vmap.
+    """
+
+    moved: Moved
+    level: int
+    _stacked: Tensor | None
+
+    @staticmethod
+    def __new__(cls, moved: Moved, level: int) -> Member:
+        weight = moved.weight
+        self = torch.Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype, device=weight.device)
+        self.moved, self.level, self._stacked = moved, level, None
+        member: Member = self
+        return member
+
+    def stacked(self) -> Tensor:
+        """The weights of all members, as vmap has them."""
+        if self._stacked is None:
+            if functorch.maybe_current_level() != self.level:
+                raise NotImplementedError("weights that move along directions cannot enter a transform of torch.func.")
+            self._stacked = functorch._add_batch_dim(self.moved.stack(), 0, self.level)
+        return self._stacked
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"Member({list(self.moved.weight.shape)}, members={self.moved.members})"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in ABOUT:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        args, kwargs = tree_map_only(Member, Member.stacked, (tuple(args), kwargs or {}))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map_only(Member, Member.stacked, (tuple(args), kwargs or {}))
+        return func(*args, **kwargs)
+
+
+class _Rules(TorchFunctionMode):
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self.level = level
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        rule = _RULES.get(func)
+        if rule is not None and not torch.is_grad_enabled() and functorch.maybe_current_level() == self.level:
+            out = rule(self, *args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
+        return func(*args, **(kwargs or {}))
+
+    def split(self, t: Any) -> tuple[Any, bool]:
+        """A tensor without its wrapper and whether it has members, which are its leading dimension then."""
+        if isinstance(t, Member):
+            return t.moved.stack(), True
+        if not _batched(t) or functorch.maybe_get_level(t) != self.level:
+            return t, False
+        at = functorch.maybe_get_bdim(t)
+        raw = functorch.get_unwrapped(t)
+        return (raw.movedim(at, 0) if at else raw), True
+
+    def joined(self, raw: Tensor) -> Tensor:
+        """Members in the leading dimension [n, ..] as vmap has them."""
+        batched: Tensor = functorch._add_batch_dim(raw, 0, self.level)
+        return batched
+
+
+def _batched(t: Any) -> bool:
+    return isinstance(t, Tensor) and functorch.is_batchedtensor(t)
+
+
+def _linear(rules: _Rules, input: Any, weight: Any, bias: Any = None) -> Any:
+    return _product(rules, input, weight, bias, transposed=False)
+
+
+def _addmm(rules: _Rules, bias: Any, input: Any, weight: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    if beta != 1 or alpha != 1 or bias.ndim != 1:
+        return NotImplemented
+    return _product(rules, input, weight, bias, transposed=True)
+
+
+def _matmul(rules: _Rules, input: Any, weight: Any) -> Any:
+    return _product(rules, input, weight, None, transposed=True) if input.ndim > 1 else NotImplemented
+
+
+def _product(rules: _Rules, input: Any, weight: Any, bias: Any, transposed: bool) -> Any:
+    """y = x Wᵀ + b with W [m, k] (or x W + b with W [k, m] where ``transposed``) of each member."""
+    if isinstance(input, Member) or weight.ndim != 2 or input.ndim < 1:
+        return NotImplemented
+    moved = weight.moved if isinstance(weight, Member) else None
+    w, own_weight = (moved.weight, True) if moved is not None else rules.split(weight)
+    x, own_input = rules.split(input)
+    if not own_weight and not (own_input and input.ndim == 2):
+        return NotImplemented
+    if transposed:
+        w, moved = w.mT, moved and moved.transposed()
+    examples = x.shape[own_input:-1]
+    if not own_input:
+        columns = x.reshape(-1, x.shape[-1]).mT
+        out = _shared(rules, columns, w, moved, bias)
+    elif len(examples) == 1 or isinstance(moved, LowRankMoved):
+        out = _grouped(rules, x.reshape(len(x), -1, x.shape[-1]).mT, w, moved, bias)
+    else:
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        w = w if moved is None else moved.stack()
+        row, _ = rules.split(bias)
+        out = torch.bmm(rows, w.mT) if row is None else torch.baddbmm(row.unsqueeze(-2), rows, w.mT)
+        return rules.joined(out.view(len(out), *examples, -1))
+    out = out.mT
+    return rules.joined(out if len(examples) == 1 else out.reshape(len(out), *examples, -1))
+
+
+def _shared(rules: _Rules, columns: Tensor, w: Tensor, moved: Moved | None, bias: Any) -> Tensor:
+    """Every member's product with the same columns [k, B]: [n, m, B]."""
+    if moved is None:
+        out = torch.mm(w.reshape(-1, w.shape[-1]), columns).view(len(w), w.shape[1], -1)
+    else:
+        base, along = w @ columns, moved.along(columns)
+        if bias is not None and isinstance(bias, Member) and isinstance(bias.moved, DenseMoved):
+            base.add_(bias.moved.weight.unsqueeze(-1))
+            along.add_(bias.moved.z.unsqueeze(-1))
+            bias = None
+        out = moved.moved(base, along)
+    column, _ = rules.split(bias)
+    return out if column is None else out.add_(column.unsqueeze(-1))
+
+
+def _grouped(rules: _Rules, columns: Tensor, w: Tensor, moved: Moved | None, bias: Any) -> Tensor:
+    """Every member's product with columns of its own [n, k, B]: [n, m, B]."""
+    column, _ = rules.split(bias)
+    column = None if column is None else column.unsqueeze(-1)
+    factors = moved if isinstance(moved, LowRankMoved) else None
+    if moved is not None and factors is None:
+        w = moved.stack()
+    w = w.expand(len(columns), *w.shape[-2:])
+    out = torch.bmm(w, columns) if column is None else torch.baddbmm(column, w, columns)
+    return out if factors is None else factors.added(out, columns)
+
+
+def _embedding(
+    rules: _Rules,
+    input: Any,
+    weight: Any,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    if max_norm is not None or not isinstance(weight, Member) or _batched(input):
+        return NotImplemented
+    moved = weight.moved
+    return rules.joined(moved.moved(F.embedding(input, moved.weight), moved.picked(input)))
+
+
+def _cross_entropy(
+    rules: _Rules,
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Any:
+    logits, own = rules.split(input)
+    if not own or logits.ndim != 3 or target.ndim != 1 or size_average is not None or reduce is not None:
+        return NotImplemented
+    if _batched(target) or _batched(weight) or isinstance(weight, Member):
+        return NotImplemented
+    if reduction != "none" and (weight is not None or bool((target == ignore_index).any())):
+        return NotImplemented
+    targets = target.expand(len(logits), -1)
+    losses = F.cross_entropy(
+        logits.mT, targets, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
+    )
+    return rules.joined(losses if reduction == "none" else getattr(losses, reduction)(1))
+
+
+def _attention(
+    rules: _Rules,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    if dropout_p:
+        return NotImplemented
+    parts = [rules.split(t) for t in (query, key, value)]
+    n = max((len(t) for t, own in parts if own), default=0)
+    if not n:
+        return NotImplemented
+    q, k, v = (t if own else t.expand(n, *t.shape) for t, own in parts)
+    mask, own = rules.split(attn_mask)
+    if mask is not None:
+        mask = mask if own else mask.unsqueeze(0)
+        mask = mask.reshape(len(mask), *[1] * (q.ndim - mask.ndim), *mask.shape[1:])
+    return rules.joined(
+        F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
+    )
+
+
+_RULES: dict[Any, Callable[..., Any]] = {
+    F.linear: _linear,
+    torch.addmm: _addmm,
+    torch.matmul: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.__matmul__: _matmul,
+    F.embedding: _embedding,
+    F.cross_entropy: _cross_entropy,
+    F.scaled_dot_product_attention: _attention,
+}

@@ -1,0 +1,172 @@
+"""The population rules give what one member after the other gives."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dldw.population import DenseMoved, LowRankMoved, population_losses
+
+SCALES = [[0.3, -0.2, 0.5], [-0.3, 0.2, -0.5]]
+MEMBERS = 6
+
+
+def random(*shape):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def dense(*shape):
+    return DenseMoved(random(*shape), SCALES, random(3, *shape))
+
+
+def low_rank(*shape):
+    if len(shape) == 1:
+        return dense(*shape)
+    return LowRankMoved(random(*shape), SCALES, random(3, shape[0], 2), random(3, random(*shape[1:]).numel(), 2))
+
+
+@pytest.fixture(params=[lambda *shape: random(MEMBERS, *shape), dense, low_rank], ids=["stacked", "dense", "low-rank"])
+def weight(request):
+    """Makes one weight of all members."""
+    return request.param
+
+
+def one_by_one(function, weights):
+    stacks = [w if isinstance(w, torch.Tensor) else w.stack() for w in weights]
+    return torch.stack([function([stack[i] for stack in stacks]) for i in range(MEMBERS)])
+
+
+def assert_same(function, *weights):
+    with torch.no_grad():
+        losses = population_losses(function, weights, MEMBERS)
+    torch.testing.assert_close(losses, one_by_one(function, weights))
+
+
+def test_a_dense_stack_has_one_member_for_each_column_and_row():
+    moved = dense(2, 3)
+    expected = [moved.weight + scale * z for column in SCALES for scale, z in zip(column, moved.z, strict=True)]
+    torch.testing.assert_close(moved.stack(), torch.stack(expected))
+
+
+def test_a_low_rank_stack_has_one_member_for_each_column_and_row():
+    moved = low_rank(2, 3, 4)
+    z = [(a @ b.mT).view(2, 3, 4) for a, b in zip(moved.a, moved.b, strict=True)]
+    expected = [moved.weight + scale * z[row] for column in SCALES for row, scale in enumerate(column)]
+    torch.testing.assert_close(moved.stack(), torch.stack(expected))
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (2, 1, 3, 4)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_on_a_shared_input(weight, shape, bias):
+    x = torch.randn(shape, dtype=torch.float64)
+    weights = [weight(6, 4), weight(6)] if bias else [weight(6, 4)]
+    assert_same(lambda w: F.linear(x, *w), *weights)
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)], ids=str)
+def test_linear_after_linear(weight, shape):
+    x = torch.randn(shape, dtype=torch.float64)
+    assert_same(
+        lambda w: F.linear(F.linear(x, w[0], w[1]).tanh(), w[2], w[3]),
+        weight(6, 4),
+        weight(6),
+        weight(2, 6),
+        weight(2),
+    )
+
+
+def test_linear_with_a_bias_that_no_member_changes(weight):
+    x, bias = torch.randn(3, 4, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    assert_same(lambda w: F.linear(x, w[0], bias), weight(6, 4))
+
+
+def test_linear_with_a_weight_that_no_member_changes(weight):
+    x, shared = torch.randn(3, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    assert_same(lambda w: F.linear(x, shared, w[0]), weight(6))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reduction": "none"},
+        {"reduction": "mean"},
+        {"reduction": "sum"},
+        {"label_smoothing": 0.1},
+        {"weight": torch.arange(1.0, 5.0, dtype=torch.float64)},
+        {"ignore_index": 2, "reduction": "none"},
+    ],
+    ids=str,
+)
+def test_cross_entropy_with_every_option(weight, options):
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 2, 0])
+    assert_same(lambda w: F.cross_entropy(F.linear(x, w[0]), y, **options), weight(4, 3))
+
+
+def test_cross_entropy_that_ignores_the_default_index(weight):
+    x, y = torch.randn(3, 3, dtype=torch.float64), torch.tensor([0, -100, 2])
+    assert_same(lambda w: F.cross_entropy(F.linear(x, w[0]), y, reduction="none"), weight(4, 3))
+
+
+def test_cross_entropy_does_not_overflow():
+    y = torch.tensor([0, 1])
+    with torch.no_grad():
+        loss = population_losses(lambda w: F.cross_entropy(w[0], y), [torch.full((MEMBERS, 2, 3), 1e4)], MEMBERS)
+    torch.testing.assert_close(loss, torch.full((MEMBERS,), 3.0).log())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_folds_the_population_into_the_batch(weight, causal):
+    k, v = torch.randn(2, 2, 3, 7, 4, dtype=torch.float64)
+    assert_same(lambda w: F.scaled_dot_product_attention(w[0], k, v, is_causal=causal), weight(2, 3, 7, 4))
+
+
+@pytest.mark.parametrize("mask_shape", [(7, 7), (2, 1, 7, 7)], ids=str)
+def test_attention_with_a_mask(weight, mask_shape):
+    k, v = torch.randn(2, 2, 3, 7, 4, dtype=torch.float64)
+    mask = torch.ones(mask_shape, dtype=torch.bool).tril()
+    assert_same(lambda w: F.scaled_dot_product_attention(w[0], k, v, mask), weight(2, 3, 7, 4))
+
+
+def penalty(w):
+    x = random(3, 4)
+    with torch.enable_grad():
+        return torch.func.grad(lambda x: F.linear(x, w[0]).square().sum())(x).square().sum()
+
+
+def test_a_gradient_taken_inside_the_function_is_right():
+    assert_same(penalty, random(MEMBERS, 6, 4))
+
+
+@pytest.mark.parametrize("moved", [dense, low_rank])
+def test_a_gradient_taken_inside_the_function_of_moved_weights_says_why_it_cannot(moved):
+    with torch.no_grad(), pytest.raises(NotImplementedError, match="along directions cannot enter a transform"):
+        population_losses(penalty, [moved(6, 4)], MEMBERS)
+
+
+def test_operations_without_a_rule_get_the_weights_of_all_members(weight):
+    x = random(3, 4)
+    assert_same(lambda w: (x * w[0] + w[0].square()).sum(1), weight(4))
+    assert_same(lambda w: torch.einsum("bi,oi->bo", x, w[0]).sum(1), weight(6, 4))
+    assert_same(lambda w: F.conv1d(x.unsqueeze(1), w[0], w[1]).flatten(1).sum(1), weight(2, 1, 3), weight(2))
+    assert_same(lambda w: F.layer_norm(x, (4,), w[0], w[1]).sum(1), weight(4), weight(4))
+
+
+def test_embedding(weight):
+    index = torch.tensor([[0, 2, 1], [1, 1, 0]])
+    assert_same(lambda w: F.embedding(index, w[0]).sum((1, 2)), weight(3, 4))
+
+
+def test_a_tied_embedding(weight):
+    index = torch.tensor([[0, 2, 1], [1, 1, 0]])
+    assert_same(lambda w: F.linear(F.embedding(index, w[0]), w[0]).square().sum((1, 2)), weight(3, 4))
+
+
+@pytest.mark.parametrize("transposed", [lambda x, b, w: torch.addmm(b, x, w), lambda x, b, w: x @ w + b])
+def test_products_with_a_transposed_weight(weight, transposed):
+    x = random(3, 4)
+    assert_same(
+        lambda w: transposed(transposed(x, w[1], w[0]), w[3], w[2]).sum(1),
+        weight(4, 6),
+        weight(6),
+        weight(6, 2),
+        weight(2),
+    )

@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import platform
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -225,6 +227,8 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore")
+    a.out = a.out and a.out.resolve()
+    os.chdir(tempfile.mkdtemp())  # pyswarms writes a log of its own wherever it is run
     results = json.loads(a.out.read_text()) if a.out and a.out.exists() else {}
     peers = {name: version(name) for name in ("pyswarms", "pygad", "scipy", "torch")}
     results["machine"] = {"processor": platform.machine(), "threads": a.threads, **peers}

@@ -3,7 +3,8 @@
 Quality: the least loss found on rotated and shifted functions (``dldw.tasks.landscapes``) within the same evaluations, from
 first populations spread over the same box, with the same population and, where both have it, the same coefficients. A peer
 is *better* where a one-sided Mann-Whitney test over the seeds says so at 5 %. Overhead: ask and tell without the function,
-and one generation on a function that costs next to nothing, alternating with the peers' in one process.
+and one generation on a function that costs next to nothing, alternating with the peers' in one process. (pyswarms leaves an
+empty report.log in the directory it is run in.)
 
     pip install pyswarms pygad scipy
     python benchmarks/searchers.py [--seeds 25] [--threads 1] [--only quality|overhead] [--out FILE.json]
@@ -14,10 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import platform
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -227,8 +226,6 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore")
-    a.out = a.out and a.out.resolve()
-    os.chdir(tempfile.mkdtemp())  # pyswarms writes a log of its own wherever it is run
     results = json.loads(a.out.read_text()) if a.out and a.out.exists() else {}
     peers = {name: version(name) for name in ("pyswarms", "pygad", "scipy", "torch")}
     results["machine"] = {"processor": platform.machine(), "threads": a.threads, **peers}

@@ -94,7 +94,8 @@ class ParticleSwarm(Searcher):
 
     def _reset(self, x0: Tensor) -> None:
         self._x0, self._box = x0, Box(self.bounds, x0)
-        self._fastest = self._box.width / 2 if self.bounds is not None else x0.new_tensor(2 * self.sigma)
+        half = self._box.width / 2 if self.bounds is not None else x0.new_tensor(2 * self.sigma, dtype=torch.float64)
+        self._fastest = half if half.ndim else float(half)  # clamping to a number takes a ninth of the time
         self._block = max(1, (1 << 16) // x0.numel())
         self._v = x0.new_zeros((self.particles, x0.numel()))
         self._losses = torch.full((self.particles,), torch.inf, dtype=torch.float64, device=x0.device)
@@ -115,7 +116,10 @@ class ParticleSwarm(Searcher):
                 (weights[1, at], social if social.ndim == 1 else social[at], self.social),
             ):
                 v.addcmul_(torch.sub(best, was, out=pull), share.copy_(r).add_(0.5), value=scale / 256)
-            torch.clamp(v, -self._fastest, self._fastest, out=v)
+            if isinstance(self._fastest, Tensor):
+                torch.minimum(torch.maximum(v, -self._fastest, out=v), self._fastest, out=v)
+            else:
+                v.clamp_(-self._fastest, self._fastest)
             torch.add(was, v, out=x[at])
         if self._box.bounded:
             outside = (x < self._box.low) | (x > self._box.high)

@@ -113,11 +113,11 @@ PAIRS = {
         pygad_with(),
     ),
     "genetic algorithm, blend, tournament / PyGAD": (
-        ours(dldw.GeneticAlgorithm, crossover="blend", selection="tournament", mutation_sigma=0.02),
+        ours(dldw.GeneticAlgorithm, crossover="blend", selection="tournament"),
         pygad_with(),
     ),
     "genetic algorithm, blend, tournament / PyGAD, small mutations": (
-        ours(dldw.GeneticAlgorithm, crossover="blend", selection="tournament", mutation_sigma=0.02),
+        ours(dldw.GeneticAlgorithm, crossover="blend", selection="tournament"),
         pygad_with(
             crossover_type="uniform",
             random_mutation_min_val=-0.1,
@@ -136,10 +136,13 @@ PAIRS = {
 }
 
 
-def quality(seeds: int, dimensions: list[int], population: int, per_dimension: int) -> Iterator[dict[str, object]]:
+def quality(a: argparse.Namespace) -> Iterator[dict[str, object]]:
+    seeds, population, per_dimension = a.seeds, a.population, a.per_dimension
     for pair, (mine, peer) in PAIRS.items():
+        if a.pair not in pair:
+            continue
         for name in FUNCTIONS:
-            for d in dimensions:
+            for d in a.dimensions:
                 losses: tuple[list[float], list[float]] = ([], [])
                 for seed in range(1000, 1000 + seeds):  # the settings above were chosen on others
                     landscape = Landscape(name, d, seed)
@@ -221,6 +224,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", choices=["quality", "overhead"])
+    parser.add_argument("--pair", default="", help="only the pairs in whose name this is")
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
@@ -229,7 +233,7 @@ def main() -> None:
     results = json.loads(a.out.read_text()) if a.out and a.out.exists() else {}
     peers = {name: version(name) for name in ("pyswarms", "pygad", "scipy", "torch")}
     results["machine"] = {"processor": platform.machine(), "threads": a.threads, **peers}
-    runs = {"quality": quality(a.seeds, a.dimensions, a.population, a.per_dimension), "overhead": overhead(a.repeats)}
+    runs = {"quality": quality(a), "overhead": overhead(a.repeats)}
     for part, rows in runs.items():
         if a.only not in (None, part):
             continue

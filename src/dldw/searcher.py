@@ -43,7 +43,7 @@ class Searcher(ABC):
 
     @property
     def best(self) -> tuple[Tensor, float]:
-        """The best candidate ever evaluated [d], and its loss.
+        """The best candidate ever evaluated [d], and its loss; by their latest losses, where these were retold.
 
         Raises:
             DldwError: Nothing was told yet.

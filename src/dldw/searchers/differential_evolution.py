@@ -30,7 +30,8 @@ class DifferentialEvolution(Searcher):
         crossover: Probability CR that a coordinate is the mutant's.
         strategy: ``rand/1/bin``, or ``best/1/bin``, which is faster and more easily caught in a local minimum.
         sigma: Standard deviation of the first population around the start point, in units of x.
-        bounds: Lower and upper bound, each a number or one for each coordinate; mutants are reflected.
+        bounds: Lower and upper bound, each a number or one for each coordinate; what a mutant has beyond
+            them is drawn anew within, which keeps a population alive that reflection lets shrink.
         generator: See ``Searcher``.
 
     Raises:
@@ -97,7 +98,7 @@ class DifferentialEvolution(Searcher):
         a, b, c = others(n, 3, generator)
         mutants = x.index_select(0, b).sub_(x.index_select(0, c)).mul_(self.mutation)
         mutants.add_(self._incumbent if self.strategy == "best/1/bin" else x.index_select(0, a))
-        self._box.reflect(mutants)
+        self._box.redraw(mutants, generator)
         share = coins(self.crossover, x, generator)
         share.scatter_(1, torch.randint(x.shape[1], (n, 1), generator=generator, device=x.device), 1)
         return torch.lerp(x, mutants, share)

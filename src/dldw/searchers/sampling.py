@@ -104,3 +104,11 @@ class Box:
             torch.minimum(x, period - x, out=x).add_(self.low)
             torch.minimum(torch.maximum(x, self.low, out=x), self.high, out=x)  # rounding may step over a wall
         return x
+
+    def redraw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws what lies outside anew within the bounds, in place."""
+        if self.bounded:
+            inside = (x >= self.low) & (x <= self.high)
+            drawn = torch.empty_like(x).uniform_(generator=generator).mul_(self.width).add_(self.low)
+            x.copy_(torch.where(inside, x, drawn))
+        return x

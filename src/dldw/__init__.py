@@ -14,8 +14,15 @@ if TYPE_CHECKING:
     from dldw.learner import Descent as Descent
     from dldw.learner import Learner as Learner
     from dldw.learner import Search as Search
+    from dldw.minimum import Minimum as Minimum
+    from dldw.minimum import minimize as minimize
+    from dldw.minimum import replay as replay
     from dldw.registry import methods as methods
     from dldw.searcher import Searcher as Searcher
+    from dldw.searchers import DifferentialEvolution as DifferentialEvolution
+    from dldw.searchers import GeneticAlgorithm as GeneticAlgorithm
+    from dldw.searchers import HillClimb as HillClimb
+    from dldw.searchers import ParticleSwarm as ParticleSwarm
     from dldw.searchers import RandomSearch as RandomSearch
     from dldw.source import GradientSource as GradientSource
     from dldw.sources.backprop import Backprop as Backprop
@@ -37,8 +44,15 @@ _HOMES = {
     "Descent": "dldw.learner",
     "Learner": "dldw.learner",
     "Search": "dldw.learner",
+    "Minimum": "dldw.minimum",
+    "minimize": "dldw.minimum",
+    "replay": "dldw.minimum",
     "methods": "dldw.registry",
     "Searcher": "dldw.searcher",
+    "DifferentialEvolution": "dldw.searchers",
+    "GeneticAlgorithm": "dldw.searchers",
+    "HillClimb": "dldw.searchers",
+    "ParticleSwarm": "dldw.searchers",
     "RandomSearch": "dldw.searchers",
     "GradientSource": "dldw.source",
     "Backprop": "dldw.sources.backprop",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -13,9 +14,11 @@ from dldw.errors import DldwError, NonFiniteLossError
 from dldw.evaluate import Evaluator, Mode
 from dldw.objective import Objective
 from dldw.population import Stacked
-from dldw.searcher import Searcher
+from dldw.searcher import Proposals, Searcher
 from dldw.source import Batch, GradientSource, Loss
 from dldw.weights import Weights
+
+_log = logging.getLogger("dldw")
 
 
 @runtime_checkable
@@ -82,58 +85,84 @@ class Descent:
 class Search:
     """A searcher that trains a model: each step asks for candidates, evaluates them on the batch and tells their losses.
 
-    The model always holds the incumbent, the best candidate so far. An old lucky minibatch must not keep an incumbent for
-    ever, so the incumbent is evaluated again on every batch and gives way to any candidate that does better *there*.
+    The model always holds the best candidate, or the mean of the search distribution where the method has one. An old
+    lucky minibatch must not keep a candidate for ever, so what the searcher remembers losses of is evaluated again on
+    every batch (``Searcher.remembered``), and the best gives way to any candidate that does better *there*.
 
     Args:
         model: The model to train; its trainable weights are where the search starts.
         loss: ``loss(model, batch)``, a scalar or one value per example [B]; NaN and infinity count as the worst loss.
         searcher: Any searcher.
         evaluate: ``auto``, ``sequential`` or ``batched``; see ``dldw.evaluate.Evaluator``.
+        hold: Whether the model holds the ``best`` candidate or the ``mean``.
 
     Raises:
-        DldwError: The model has no trainable weights, or (from ``step``) the loss does not depend on them, or every
-            candidate's loss is NaN or infinite.
+        DldwError: The model has no trainable weights, or the searcher no mean to hold; from ``step``, the loss does not
+            depend on the weights, or is NaN or infinite at every candidate and at the weights that the model holds.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, searcher: Searcher, *, evaluate: Mode = "auto") -> None:
-        self.model, self.loss, self.searcher = model, loss, searcher
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        searcher: Searcher,
+        *,
+        evaluate: Mode = "auto",
+        hold: Literal["best", "mean"] = "best",
+    ) -> None:
+        self.model, self.loss, self.searcher, self.hold = model, loss, searcher, hold
         self._evaluate = Evaluator(evaluate)
         self._depends = False
         weights = Weights.of(model)
         weights.require_trainable()
+        if hold not in ("best", "mean"):
+            raise DldwError(f"hold must be best or mean, got {hold!r}.")
         searcher.reset(weights.flat())
+        if hold == "mean" and searcher.mean is None:
+            raise DldwError(f"{type(searcher).__name__} has no mean that the model could hold. Use hold='best'.")
 
     @torch.no_grad()
     def step(self, batch: Batch) -> Tensor:
-        """One generation; returns the incumbent's loss on ``batch``, shape []."""
+        """One generation; returns the loss on ``batch``, shape []: the new best's, or that of the mean before the step."""
         weights = Weights.of(self.model)
         objective = Objective(self.model, self.loss, batch, weights)
         candidates = self.searcher.waiting  # those of a step that an exception or Ctrl-C cut short
         if candidates is None:
-            candidates = self.searcher.ask()
-        losses = np.array(self._evaluate.losses(objective, _Rows(weights, candidates)))[:, 0]
+            candidates = self.searcher.propose()
+        n, remembered = len(candidates), self.searcher.remembered()
+        again = remembered[1:] if self.hold == "best" else remembered  # the plain forward is that of the best
+        rows = torch.cat([candidates[:], again]) if len(again) else candidates
+        losses = np.array(self._evaluate.losses(objective, _Rows(weights, rows)))[:, 0]
         try:
-            incumbent = objective.plain()
+            held = objective.plain()
         except NonFiniteLossError:
-            incumbent = np.inf
+            held = np.inf
         losses = np.where(np.isfinite(losses), losses, np.inf)
         if not self._depends:
-            if (losses == incumbent).all():
+            if (losses == held).all():
                 objective.require_dependence()
             self._depends = True
-        self.searcher.tell(torch.from_numpy(losses).to(candidates.dtype))
-        if not np.isfinite(losses).any():
+        told, retold = losses[:n], losses[n:] if self.hold == "mean" else np.append(held, losses[n:])
+        self.searcher.retell(torch.from_numpy(retold))
+        self.searcher.tell(torch.from_numpy(told))
+        if not np.isfinite(losses).any() and not np.isfinite(held):
             raise DldwError(
-                f"the loss of all {len(losses)} candidates is NaN or infinite, so none can be preferred. "
-                "Lower the searcher's sigma, or check the batch and the loss for NaN."
+                f"the loss of all {n} candidates is NaN or infinite, and so it is at the weights that the model holds: none "
+                "can be preferred. Lower the searcher's sigma, or check the batch and the loss for NaN."
             )
-        best = int(losses.argmin())
-        if losses[best] < incumbent:
-            incumbent = float(losses[best])
-            for p, value in zip(weights.tensors, weights.split(candidates[best]), strict=True):
+        if not np.isfinite(told).any():
+            _log.warning("the loss of all %d candidates is NaN or infinite; lower the searcher's sigma", n)
+        if self.hold == "mean":
+            self._put(weights, self.searcher.mean)
+            return objective.tensor(held)
+        best, loss = self.searcher.best
+        self._put(weights, best)
+        return objective.tensor(loss)
+
+    def _put(self, weights: Weights, vector: Tensor | None) -> None:
+        if vector is not None:
+            for p, value in zip(weights.tensors, weights.split(vector), strict=True):
                 p.copy_(value)
-        return objective.tensor(incumbent)
 
     def state_dict(self) -> dict[str, Any]:
         """The states of model and searcher."""
@@ -150,7 +179,7 @@ class _Rows:
 
     width = 1
 
-    def __init__(self, weights: Weights, vectors: Tensor) -> None:
+    def __init__(self, weights: Weights, vectors: Proposals) -> None:
         self.weights, self.vectors = weights, vectors
 
     def __len__(self) -> int:

@@ -27,6 +27,10 @@ METHODS = {
     "low-rank-evolution": "dldw.sources.low_rank_evolution:LowRankEvolution",
     "forward-gradient": "dldw.sources.forward_gradient:ForwardGradient",
     "random-search": "dldw.searchers.random_search:RandomSearch",
+    "hill-climb": "dldw.searchers.hill_climb:HillClimb",
+    "particle-swarm": "dldw.searchers.particle_swarm:ParticleSwarm",
+    "genetic-algorithm": "dldw.searchers.genetic_algorithm:GeneticAlgorithm",
+    "differential-evolution": "dldw.searchers.differential_evolution:DifferentialEvolution",
 }
 
 

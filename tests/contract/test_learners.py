@@ -10,10 +10,11 @@ import torch
 import dldw
 from dldw.learner import make_optimizer
 from dldw.registry import method
+from dldw.searcher import Searcher
 from tests.contract import problems
 from tests.contract.checks import seeded
 from tests.contract.problems import Problem
-from tests.contract.variants import SOURCES
+from tests.contract.variants import SEARCHERS, SOURCES
 
 
 def batches(count: int):
@@ -126,19 +127,96 @@ def test_search_gives_up_an_incumbent_that_was_lucky_on_an_older_batch():
     assert not torch.equal(problem.model[0].weight, held)
 
 
-def test_search_forwards_equal_the_card():
+@pytest.mark.parametrize(("name", "settings"), SEARCHERS, ids=str)
+def test_search_forwards_equal_the_card(name, settings):
     problem, calls = problems.mlp(), [0]
 
     def counted(model, batch):
         calls[0] += 1
         return problem.loss(model, batch)
 
-    searcher = dldw.RandomSearch(population=9, generator=seeded())
+    searcher = method(name).factory(generator=seeded(), **settings)
     learner = dldw.Search(problem.model, counted, searcher, evaluate="sequential")
     learner.step(problem.batch)
-    calls[0] = 0
-    learner.step(problem.batch)
-    assert calls[0] == searcher.forwards(sum(p.numel() for p in problem.trainable)) == 10
+    for _ in range(2):
+        calls[0] = 0
+        learner.step(problem.batch)
+        assert calls[0] == searcher.forwards(sum(p.numel() for p in problem.trainable))
+
+
+def test_random_search_of_nine_candidates_costs_ten_forwards():
+    assert dldw.RandomSearch(population=9).forwards(100) == 10
+
+
+@pytest.mark.parametrize(("name", "settings"), SEARCHERS, ids=str)
+def test_model_holds_the_best_candidate_and_step_returns_its_loss(name, settings):
+    problem = problems.mlp()
+    learner = dldw.Search(problem.model, problem.loss, method(name).factory(generator=seeded(), **settings))
+    for i in range(4):
+        x, y = problem.batch
+        problem.batch = x, (y + i) % 3
+        loss = float(learner.step(problem.batch))
+        best, told = learner.searcher.best
+        assert torch.equal(torch.cat([p.detach().flatten() for p in problem.trainable]), best)
+        assert loss == told == pytest.approx(problem.value(), rel=1e-12)
+
+
+class Shrinking(Searcher):
+    """Its mean goes halfway to zero with every generation."""
+
+    card = dldw.Card("Made up.", "search", "loss values", "2", "d", "-")
+    _keeps = ("_mean",)
+
+    @property
+    def mean(self):
+        return self._mean
+
+    def _reset(self, x0):
+        self._mean = x0.clone()
+
+    def _ask(self, generator):
+        return torch.stack([self._mean, self._mean * 0.9])
+
+    def _tell(self, candidates, losses):
+        self._mean = self._mean / 2
+
+
+def test_search_that_holds_the_mean_puts_it_into_the_model_and_keeps_the_best_current():
+    problem = problems.mlp()
+    start = torch.cat([p.detach().flatten() for p in problem.trainable])
+    at_start = problem.value()
+    learner = dldw.Search(problem.model, problem.loss, Shrinking(seeded()), hold="mean")
+    assert float(learner.step(problem.batch)) == pytest.approx(at_start, rel=1e-12)
+    assert torch.equal(torch.cat([p.detach().flatten() for p in problem.trainable]), start / 2)
+    best = learner.searcher.best[0]
+    x, y = problem.batch
+    learner.step((x, (y + 1) % 3))
+    with torch.no_grad():
+        for p, value in zip(problem.trainable, best.split([p.numel() for p in problem.trainable]), strict=True):
+            p.copy_(value.view_as(p))
+    assert learner.searcher.best[1] <= problem.loss(problem.model, (x, (y + 1) % 3)).mean() + 1e-12
+
+
+def test_holding_the_mean_of_a_searcher_without_one_is_an_error():
+    problem = problems.mlp()
+    with pytest.raises(dldw.DldwError, match=r"RandomSearch has no mean .* Use hold='best'"):
+        dldw.Search(problem.model, problem.loss, dldw.RandomSearch(), hold="mean")
+    with pytest.raises(dldw.DldwError, match="hold must be best or mean, got 'last'"):
+        dldw.Search(problem.model, problem.loss, dldw.RandomSearch(), hold="last")
+
+
+def test_search_whose_candidates_all_fail_beside_a_good_incumbent_warns_and_keeps_it(caplog):
+    problem = problems.mlp()
+    start = problem.model[0].weight.detach().clone()
+    inner = problem.loss
+
+    def loss(model, batch):
+        return inner(model, batch).mean() + torch.where((model[0].weight == start).all(), 0.0, float("nan"))
+
+    learner = dldw.Search(problem.model, loss, dldw.RandomSearch(population=5, generator=seeded()))
+    assert learner.step(problem.batch).isfinite()
+    assert torch.equal(problem.model[0].weight, start)
+    assert "the loss of all 5 candidates is NaN or infinite; lower the searcher's sigma" in caplog.text
 
 
 def test_batched_search_equals_sequential():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 import dldw
+from dldw.searcher import Searcher
 from dldw.source import GradientSource, Loss
 
 Make = Callable[[Loss, torch.Generator | None], GradientSource]
@@ -83,3 +84,24 @@ SOURCES = [
 def claiming(*claims: str) -> list[Variant]:
     """The variants whose card claims one of these."""
     return [v for v in SOURCES if v.sample.card.claim in claims]
+
+
+_SEARCHER_SETTINGS: dict[str, list[dict[str, object]]] = {
+    "random-search": [{"distribution": "uniform"}, {"population": 1}],
+    "hill-climb": [{"step": "uniform", "proposals": 4}, {"step": "one-weight"}],
+    "particle-swarm": [{"topology": "ring"}, {"bounds": (-3.0, 3.0), "particles": 7}],
+    "genetic-algorithm": [
+        {"selection": "tournament", "crossover": "uniform", "elites": 3},
+        {"crossover": "one-point", "elites": 0},
+        {"crossover": "blend"},
+        {"seeds": True},
+    ],
+    "differential-evolution": [{"strategy": "best/1/bin", "population": 9}, {"bounds": (-3.0, 3.0)}],
+}
+SEARCHERS = [
+    (name, settings)
+    for name, method in dldw.methods().items()
+    if issubclass(method.factory, Searcher)
+    for settings in [{}, *_SEARCHER_SETTINGS.get(name, [])]
+]
+"""Every registered searcher by name and settings: its defaults, and variants of those that have more than one face."""

@@ -20,6 +20,10 @@ TASKS = {
     "fashion-mnist": "dldw.tasks.fashion_mnist:FashionMnist",
     "step-digits": "dldw.tasks.step_digits:StepDigits",
     "quadratic": "dldw.tasks.quadratic:Quadratic",
+    "sphere": "dldw.tasks.functions:Sphere",
+    "ellipsoid": "dldw.tasks.functions:Ellipsoid",
+    "rosenbrock": "dldw.tasks.functions:Rosenbrock",
+    "rastrigin": "dldw.tasks.functions:Rastrigin",
 }
 NEEDED = ("name", "summary", "target", "batch_size", "train_examples", "test_examples")
 """What a task has to say of itself, beside its four methods."""

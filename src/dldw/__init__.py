@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dldw.learner import Search as Search
     from dldw.registry import methods as methods
     from dldw.searcher import Searcher as Searcher
+    from dldw.searchers import CMAES as CMAES
     from dldw.searchers import RandomSearch as RandomSearch
     from dldw.source import GradientSource as GradientSource
     from dldw.sources.backprop import Backprop as Backprop
@@ -39,6 +40,7 @@ _HOMES = {
     "Search": "dldw.learner",
     "methods": "dldw.registry",
     "Searcher": "dldw.searcher",
+    "CMAES": "dldw.searchers",
     "RandomSearch": "dldw.searchers",
     "GradientSource": "dldw.source",
     "Backprop": "dldw.sources.backprop",

@@ -27,6 +27,7 @@ METHODS = {
     "low-rank-evolution": "dldw.sources.low_rank_evolution:LowRankEvolution",
     "forward-gradient": "dldw.sources.forward_gradient:ForwardGradient",
     "random-search": "dldw.searchers.random_search:RandomSearch",
+    "cma-es": "dldw.searchers.cmaes:CMAES",
 }
 
 

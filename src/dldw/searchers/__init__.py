@@ -1,5 +1,6 @@
 """Searchers: one method per file."""
 
+from dldw.searchers.cmaes import CMAES
 from dldw.searchers.random_search import RandomSearch
 
-__all__ = ["RandomSearch"]
+__all__ = ["CMAES", "RandomSearch"]

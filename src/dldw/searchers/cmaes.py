@@ -80,7 +80,9 @@ class CMAES(Searcher):
     ) -> None:
         super().__init__(generator)
         if not (sigma > 0 and math.isfinite(sigma)):
-            raise DldwError(f"sigma must be positive, got {sigma}. Take a third of the distance the minimum may be at.")
+            raise DldwError(
+                f"sigma must be positive and finite, got {sigma}. Take a third of the distance the minimum may be at."
+            )
         if population is not None and population < 4:
             raise DldwError(
                 f"population must be at least 4, got {population}: the ranks of fewer say too little. "

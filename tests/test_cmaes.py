@@ -88,7 +88,7 @@ class Tutorial:
 
 
 @pytest.mark.parametrize("diagonal", [False, True], ids=["full", "diagonal"])
-@pytest.mark.parametrize(("d", "population", "steps"), [(2, 4, 12), (5, 9, 12), (6, 40, 12), (600, 12, 1)])
+@pytest.mark.parametrize(("d", "population", "steps"), [(2, 10, 12), (5, 9, 12), (6, 40, 12), (600, 12, 1)])
 def test_update_equals_the_equations(d, population, steps, diagonal):
     x0 = np.linspace(-1, 2, d)
     search = start(x0, sigma=0.7, population=population, diagonal=diagonal, seed=d)
@@ -162,7 +162,7 @@ def test_translated_function_gives_translated_candidates(diagonal):
     one, other = start(x0, diagonal=diagonal), start(x0 + shift, diagonal=diagonal)
     for _ in range(30):
         here, there = generation(one, ellipsoid), generation(other, lambda x: ellipsoid(x - shift))
-        torch.testing.assert_close(there, here + shift, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(there, here + shift, rtol=0, atol=1e-9)
 
 
 def test_scaled_space_gives_scaled_candidates():
@@ -191,8 +191,8 @@ def test_rotated_state_takes_the_rotated_step():
     other.tell(losses)
     wanted, seen = rotated(one.state_dict()["own"]), other.state_dict()["own"]
     for name in ("m", "path_sigma", "path_c"):
-        torch.testing.assert_close(seen[name], wanted[name], rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(seen["C"].tril(), wanted["C"].tril(), rtol=1e-11, atol=1e-11)
+        np.testing.assert_allclose(seen[name], wanted[name], rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(seen["C"].tril(), wanted["C"].tril(), rtol=1e-11, atol=1e-11)
 
 
 def test_full_covariance_learns_a_rotated_ellipsoid_that_the_diagonal_cannot():
@@ -256,8 +256,10 @@ def test_step_has_no_effect_where_candidates_cannot_resolve_it(dtype):
     search = start([1e3, 1e3], sigma=10.0, dtype=dtype)
     while "noeffectcoord" not in search.stop():
         generation(search, lambda x: sphere(x.double() - 1e3))
-    sigma = float(search.state_dict()["own"]["numbers"][0])
-    assert (sigma > 1e-9) == (dtype == torch.float32)
+    own = search.state_dict()["own"]
+    smallest = 0.2 * float(own["numbers"][0] * own["C"].diagonal().sqrt().min())
+    resolution = 1e3 * torch.finfo(dtype).eps
+    assert resolution / 100 < smallest < resolution
 
 
 def test_generation_without_a_finite_loss_teaches_nothing():
@@ -333,7 +335,7 @@ def test_restarts_find_the_minimum_among_many(restarts):
     def rastrigin(x):
         return (x.square() + 10 * (1 - (2 * math.pi * x).cos())).sum(1)
 
-    search = start([3.2, -2.1, 2.7, 3.1], restarts=restarts, sigma=0.5)
+    search = start([3.2, -2.1, 2.7], restarts=restarts, sigma=2.0, bounds=(-5.0, 5.0), population=6)
     evaluations = 0
     while rastrigin(search.mean[None]) > 1e-6 and evaluations < 40_000:
         evaluations += len(generation(search, rastrigin))
@@ -364,7 +366,7 @@ def test_candidates_and_mean_keep_to_the_bounds_and_find_a_minimum_on_them(dtype
         for x in (generation(search, lambda x: sphere(x.double() - minimum)), search.mean):
             assert (low <= x).all()
             assert (x <= high).all()
-    torch.testing.assert_close(search.best[0], minimum.clamp(low, high), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(search.best[0], minimum.clamp(low, high), rtol=0, atol=1e-4)
 
 
 # --- errors --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Evaluations that CMA-ES needs to 1e-8, and how often it gets there, beside pycma on the same instances.
 
 Both see the same 25 instances of each function and the same start point, sigma, population and budget; each ends a run by its
-own criteria. The peer runs in its own environment, which needs the packages cma and numpy.
+own criteria. Cases that ``--out`` holds already are not run again. The peer runs in its own environment, which needs the packages cma and numpy.
 
     python benchmarks/cma_evaluations.py --peers PYTHON [--only TEXT] [--out benchmarks/results/cma_evaluations.json]
 """
@@ -145,7 +145,7 @@ def main() -> None:
     for each in CASES:
         name = f"{each['variant']} {each['function']} {each['d']}"
         name += f" population {each['population']}" if each["population"] else ""
-        if arguments.only not in name:
+        if arguments.only not in name or name in results:
             continue
         command = [arguments.peers, __file__, "--pycma", json.dumps(each)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as peer:

@@ -1,7 +1,7 @@
 """Evaluations that CMA-ES needs to 1e-8, and how often it gets there, beside pycma on the same instances.
 
 Both see the same 25 instances of each function and the same start point, sigma, population and budget; each ends a run by its
-own criteria. Cases that ``--out`` holds already are not run again. The peer runs in its own environment, which needs the packages cma and numpy.
+own criteria. Cases that ``--out`` holds already are not run again. The peer runs in its own environment, which needs cma.
 
     python benchmarks/cma_evaluations.py --peers PYTHON [--only TEXT] [--out benchmarks/results/cma_evaluations.json]
 """

@@ -59,7 +59,7 @@ class Method:
         return {
             p.name: None if p.default is p.empty else p.default
             for p in parameters
-            if p.kind is p.KEYWORD_ONLY and p.name != "generator"
+            if p.name not in ("model", "loss", "generator")
         }
 
     @property

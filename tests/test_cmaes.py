@@ -146,6 +146,23 @@ def test_one_coordinate_is_enough():
     assert search.best[1] < 1e-10
 
 
+@pytest.mark.parametrize("diagonal", [False, True])
+@pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])
+def test_how_step_size_and_covariance_share_the_scale_changes_nothing(diagonal, factor):
+    one, other = start(diagonal=diagonal), start(diagonal=diagonal)
+    for _ in range(10):
+        generation(one, ellipsoid)
+    state = copy.deepcopy(one.state_dict())
+    own = state["own"]
+    for name, scale in (("C", factor**2), ("D", factor), ("path_c", factor)):
+        own[name] *= scale
+    own["numbers"][0] /= factor
+    other.load_state_dict(state)
+    for _ in range(20):
+        np.testing.assert_allclose(generation(one, ellipsoid), generation(other, ellipsoid), rtol=1e-7, atol=1e-9)
+    assert 1e-9 < float(other.state_dict()["own"]["D"].max()) < 1e9
+
+
 # --- invariances ---------------------------------------------------------------------------------------------------
 
 

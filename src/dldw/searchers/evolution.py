@@ -48,8 +48,18 @@ class Evolution:
         if self.generation > self.refreshed and self.generation - self.refreshed >= self.constants.gap:
             self.covariance.refresh()
             self.refreshed = self.generation
+            self._balance()
         self.covariance.shape(self.z.normal_(generator=generator), out=self.y[:-1])
         return torch.add(self.m, self.y[:-1], alpha=self.sigma)
+
+    def _balance(self) -> None:
+        """Moves the covariance's scale to sigma: on long runs the active update lets it drift, to 0 in the end."""
+        scale, model = float(self.covariance.D.max()), self.covariance
+        if not 1e-9 < scale < 1e9:
+            model.C.div_(scale).div_(scale)
+            model.D.div_(scale)
+            self.path_c.div_(scale)
+            self.sigma *= scale
 
     def learn(self, losses: Tensor) -> None:
         """The update of the method from the losses [n] of the points last sampled; if none is finite, they teach nothing."""
@@ -91,7 +101,7 @@ class Evolution:
         deviations = model.variances().sqrt() * self.sigma
         widest, step = float(deviations.max()), self.sigma * float(self.path_c.abs().max())
         axes = model.D.max(), model.D.min()
-        condition, growth = float(axes[0] / axes[1]) ** 2, self.sigma / self.sigma0 / float(axes[0])
+        condition, growth = float(axes[0] / axes[1]) ** 2, self.sigma / self.sigma0 * float(axes[0])
         window = 10 + math.ceil(30 * d / self.population)
         recent = [best for best, _ in self.history[-window:]]
         full = len(recent) == window

@@ -1,7 +1,7 @@
 """Time of one generation of CMA-ES, ask and tell without the function, beside pycma and evosax.
 
-The three alternate, a generation or a block of them each, on the same processor cores. The mean is what counts for the full covariance at
-d = 2,410, whose decompositions fall on a few generations. Peers run in their own environment, which needs cma and evosax.
+The three alternate, a generation or a block of them each, on the same processor cores. The mean is what counts for the full
+covariance at d = 2,410, whose decompositions fall on a few generations. Peers run in their own environment.
 
     python benchmarks/cma_time.py --peers PYTHON [--threads 1] [--out benchmarks/results/cma_time.json]
 """

@@ -149,9 +149,7 @@ def test_stacked_factors_are_the_perturbed_weights_column_after_column(noise, ra
         stacked = drawn.stacked(weights, 1, scales)
         for column in range(2):
             for row in range(2):
-                for p, s, one in zip(
-                    weights.tensors, stacked, drawn.perturbed(weights, 1 + row, scales[column][row]), strict=True
-                ):
+                for s, one in zip(stacked, drawn.perturbed(weights, 1 + row, scales[column][row]), strict=True):
                     at = 2 * column + row
                     many = s.stack()[at]
                     one = one.materialised() if isinstance(one, Perturbed) else one

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dldw.minimum import replay as replay
     from dldw.registry import methods as methods
     from dldw.searcher import Searcher as Searcher
+    from dldw.searchers import CMAES as CMAES
     from dldw.searchers import DifferentialEvolution as DifferentialEvolution
     from dldw.searchers import GeneticAlgorithm as GeneticAlgorithm
     from dldw.searchers import HillClimb as HillClimb
@@ -49,6 +50,7 @@ _HOMES = {
     "replay": "dldw.minimum",
     "methods": "dldw.registry",
     "Searcher": "dldw.searcher",
+    "CMAES": "dldw.searchers",
     "DifferentialEvolution": "dldw.searchers",
     "GeneticAlgorithm": "dldw.searchers",
     "HillClimb": "dldw.searchers",

@@ -58,5 +58,5 @@ class Card:
 
     def count_forwards(self, arguments: Mapping[str, Any], d: int) -> float:
         """The formula of ``forwards`` worked out for these constructor arguments and ``d`` trainable weights."""
-        names = {**arguments, "d": d, "ceil": math.ceil}
+        names = {**arguments, "d": d, "ceil": math.ceil, "floor": math.floor, "log": math.log}
         return float(eval(compile(self.forwards, "<card>", "eval"), {"__builtins__": {}}, names))

@@ -31,6 +31,7 @@ METHODS = {
     "particle-swarm": "dldw.searchers.particle_swarm:ParticleSwarm",
     "genetic-algorithm": "dldw.searchers.genetic_algorithm:GeneticAlgorithm",
     "differential-evolution": "dldw.searchers.differential_evolution:DifferentialEvolution",
+    "cma-es": "dldw.searchers.cmaes:CMAES",
 }
 
 
@@ -62,7 +63,7 @@ class Method:
         return {
             p.name: None if p.default is p.empty else p.default
             for p in parameters
-            if p.kind is p.KEYWORD_ONLY and p.name != "generator"
+            if p.name not in ("model", "loss", "generator")
         }
 
     @property

@@ -209,8 +209,7 @@ def test_card_is_filled_in_and_its_space_names_real_settings(name):
     assert card.paper
     assert card.memory
     assert set(card.space) <= set(registered.settings)
-    defaults = {k: v for k, v in registered.settings.items() if v is not None}
-    cost = card.count_forwards({"checkpoint": False, **defaults}, 100)
+    cost = card.count_forwards({"checkpoint": False, **registered.settings}, 100)
     assert cost > 0
     assert math.isfinite(cost)
 

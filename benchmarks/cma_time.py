@@ -1,0 +1,162 @@
+"""Time of one generation of CMA-ES, ask and tell without the function, beside pycma and evosax.
+
+The three alternate, a generation or a block of them each, on the same processor cores. The mean is what counts for the full
+covariance at d = 2,410, whose decompositions fall on a few generations. Peers run in their own environment.
+
+    python benchmarks/cma_time.py --peers PYTHON [--threads 1] [--out benchmarks/results/cma_time.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CASES = [  # generations timed, or blocks of them where one is so short that a cold cache would count
+    {"d": 2410, "population": 256, "generations": 35, "diagonal": False},
+    {"d": 2410, "population": 256, "generations": 100, "diagonal": True},
+    {"d": 10, "population": 16, "generations": 50, "block": 100, "diagonal": False},
+    {"d": 10, "population": 16, "generations": 50, "block": 100, "diagonal": True},
+]
+WARM_UP = 3
+
+
+def pin(threads: int) -> None:
+    """Before any numerical library is loaded, or its pools are as wide as the machine."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+
+
+def own(case):
+    import torch
+
+    import dldw
+
+    search = dldw.CMAES(
+        0.5, population=case["population"], diagonal=case["diagonal"], generator=torch.Generator().manual_seed(0)
+    )
+    search.reset(torch.ones(case["d"]))
+    while True:
+        start = time.perf_counter()
+        x = search.ask()
+        asked = time.perf_counter() - start
+        losses = x.square().sum(1)
+        start = time.perf_counter()
+        search.tell(losses)
+        yield asked + time.perf_counter() - start
+
+
+def pycma(case):
+    import cma
+    import numpy as np
+
+    options = {
+        "seed": 1, "popsize": case["population"], "CMA_diagonal": case["diagonal"], "verbose": -9, "verb_log": 0,
+        "verb_disp": 0, "signals_filename": "",
+    }  # fmt: skip
+    search = cma.CMAEvolutionStrategy(np.ones(case["d"]), 0.5, options)
+    while True:
+        start = time.perf_counter()
+        x = search.ask()
+        asked = time.perf_counter() - start
+        losses = (np.array(x) ** 2).sum(1).tolist()
+        start = time.perf_counter()
+        search.tell(x, losses)
+        yield asked + time.perf_counter() - start
+
+
+def evosax(case):
+    import jax
+    from evosax.algorithms import CMA_ES, Sep_CMA_ES
+
+    x0 = jax.numpy.ones(case["d"])
+    search = (Sep_CMA_ES if case["diagonal"] else CMA_ES)(population_size=case["population"], solution=x0)
+    parameters = search.default_params.replace(std_init=0.5)
+    key = jax.random.key(0)
+    state = search.init(key, x0, parameters)
+    ask, tell = jax.jit(search.ask), jax.jit(search.tell)
+    while True:
+        key, first, second = jax.random.split(key, 3)
+        jax.block_until_ready(second)
+        start = time.perf_counter()
+        x, state = jax.block_until_ready(ask(first, state, parameters))
+        asked = time.perf_counter() - start
+        losses = jax.block_until_ready((x**2).sum(1))
+        start = time.perf_counter()
+        state, _ = jax.block_until_ready(tell(second, x, losses, state, parameters))
+        yield asked + time.perf_counter() - start
+
+
+SIDES = {"dldw": own, "pycma": pycma, "evosax": evosax}
+
+
+def serve(side: str, case) -> None:
+    """One block of generations for each line that comes in, and the seconds of one back."""
+    generations, block = SIDES[side](case), case.get("block", 1)
+    for _ in sys.stdin:
+        print(sum(next(generations) for _ in range(block)) / block, flush=True)
+
+
+def measure(case, peers: str, threads: int) -> dict[str, dict[str, float]]:
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    running = {}
+    for side in SIDES:
+        python = sys.executable if side == "dldw" else peers
+        command = [python, __file__, "--threads", str(threads), "--serve", side, "--case", json.dumps(case)]
+        running[side] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for generation in range(WARM_UP + case["generations"]):
+        for side, process in running.items():
+            print(file=process.stdin, flush=True)
+            seconds = float(process.stdout.readline())
+            if generation >= WARM_UP:
+                times[side].append(seconds)
+    for process in running.values():
+        process.communicate()
+    rows = {}
+    for side, t in times.items():
+        low, middle, high = statistics.quantiles(t, n=4)
+        rows[side] = {
+            "mean_ms": 1e3 * statistics.fmean(t),
+            "low_ms": 1e3 * low,
+            "median_ms": 1e3 * middle,
+            "high_ms": 1e3 * high,
+        }
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", help="the python of an environment with pycma and evosax")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    pin(arguments.threads)
+    if arguments.serve:
+        serve(arguments.serve, arguments.case)
+        return
+    if not arguments.peers:
+        parser.error("--peers is needed: the python of an environment with pycma and evosax")
+    results = {}
+    for case in CASES:
+        name = f"{'diagonal' if case['diagonal'] else 'full'}, d {case['d']}, population {case['population']}"
+        results[name] = rows = measure(case, arguments.peers, arguments.threads)
+        for side, row in rows.items():
+            factor = row["mean_ms"] / rows["dldw"]["mean_ms"]
+            print(f"{name:36s} {side:8s} mean {row['mean_ms']:9.3f} ms, {factor:6.2f} x  ", end="")
+            print(f"median {row['median_ms']:9.3f} [{row['low_ms']:.3f}, {row['high_ms']:.3f}]", flush=True)
+        if arguments.out:
+            machine = {"processor": platform.machine(), "threads": arguments.threads}
+            arguments.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dldw.learner import Learner as Learner
     from dldw.learner import Search as Search
     from dldw.registry import methods as methods
+    from dldw.rollout import Rollout as Rollout
     from dldw.searcher import Searcher as Searcher
     from dldw.searchers import RandomSearch as RandomSearch
     from dldw.source import GradientSource as GradientSource
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dldw.sources.finite_difference import FiniteDifference as FiniteDifference
     from dldw.sources.forward_gradient import ForwardGradient as ForwardGradient
     from dldw.sources.low_rank_evolution import LowRankEvolution as LowRankEvolution
+    from dldw.sources.reinforce import Reinforce as Reinforce
     from dldw.sources.spsa import SPSA as SPSA
     from dldw.sources.weight_perturbation import WeightPerturbation as WeightPerturbation
 
@@ -38,6 +40,7 @@ _HOMES = {
     "Learner": "dldw.learner",
     "Search": "dldw.learner",
     "methods": "dldw.registry",
+    "Rollout": "dldw.rollout",
     "Searcher": "dldw.searcher",
     "RandomSearch": "dldw.searchers",
     "GradientSource": "dldw.source",
@@ -46,6 +49,7 @@ _HOMES = {
     "FiniteDifference": "dldw.sources.finite_difference",
     "ForwardGradient": "dldw.sources.forward_gradient",
     "LowRankEvolution": "dldw.sources.low_rank_evolution",
+    "Reinforce": "dldw.sources.reinforce",
     "SPSA": "dldw.sources.spsa",
     "WeightPerturbation": "dldw.sources.weight_perturbation",
 }

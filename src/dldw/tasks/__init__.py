@@ -20,6 +20,10 @@ TASKS = {
     "fashion-mnist": "dldw.tasks.fashion_mnist:FashionMnist",
     "step-digits": "dldw.tasks.step_digits:StepDigits",
     "quadratic": "dldw.tasks.quadratic:Quadratic",
+    "cartpole": "dldw.tasks.cartpole:CartPole",
+    "acrobot": "dldw.tasks.acrobot:Acrobot",
+    "pendulum": "dldw.tasks.pendulum:Pendulum",
+    "mountain-car-continuous": "dldw.tasks.mountain_car_continuous:MountainCarContinuous",
 }
 NEEDED = ("name", "summary", "target", "batch_size", "train_examples", "test_examples")
 """What a task has to say of itself, beside its four methods."""

@@ -30,26 +30,38 @@ class Task(ABC):
     Attributes:
         name: As the command line has it.
         summary: One sentence.
-        metric: ``accuracy`` (rises) or ``loss`` (falls).
+        metric: What ``evaluate`` measures success by: ``accuracy``, ``loss``, or another name it gives.
+        rises: Whether the metric is better the higher it is; all do but ``loss``.
         target: The value of the metric that counts as solved.
+        lowest: The least value the loss can have: what is above it is error.
         companion: A second task whose learning curves belong to a comparison on this one, if any.
         wider: The same task at another width, whose step costs are measured too, if any.
         batch_size: Examples in one batch.
         width: Hidden units of the model ``model()`` makes by default, or None where the task has no width.
         train_examples, test_examples: Sizes of the splits, in examples.
         settings: Tuned settings by method name: what ``dldw compare`` uses where none are given.
+        interactions: Steps of a simulator that the loss has taken so far; None where it runs none.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     metric: ClassVar[str] = "accuracy"
     target: ClassVar[float]
+    lowest: ClassVar[float] = 0.0
     companion: ClassVar[str | None] = None
     wider: ClassVar[str | None] = None
     batch_size: int
     width: int | None = None
     train_examples: int
     test_examples: int
+
+    @property
+    def rises(self) -> bool:
+        return self.metric != "loss"
+
+    @property
+    def interactions(self) -> int | None:
+        return None
 
     @property
     def settings(self) -> Settings:
@@ -72,7 +84,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module, split: str = "test") -> dict[str, float]:
-        """``loss`` and, where there is one, ``accuracy``, on ``test`` or ``validation``, with the model in eval mode."""
+        """``loss`` and the metric, where it is another, on ``test`` or ``validation``, with the model in eval mode."""
 
 
 def tuned(task: str) -> Tuned:

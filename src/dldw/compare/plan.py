@@ -41,7 +41,7 @@ class Plan:
         budget: What each may spend.
         seeds: Learning curves of a method.
         trials: Of ``--tune``, for each method; 0 for the settings that ship.
-        dropped: Why baselines that cannot run on this task are not there.
+        dropped: Why baselines, or methods of the default comparison, that cannot run on this task are not there.
     """
 
     target: str
@@ -188,13 +188,15 @@ def make_plan(
     asked = parse_all(methods or METHODS)
     task = load_task(target, data)
     _probe(target, task)
+    asked += [baseline for baseline in parse_all(BASELINES) if baseline not in asked]
     dropped = []
-    for baseline in parse_all(BASELINES):
-        if reason := _unable(task, baseline):
-            dropped.append(f"The baseline {baseline.label} is not there, because it cannot run on {target}: {reason}")
-            asked = [spec for spec in asked if spec != baseline]
-        elif baseline not in asked:
-            asked.append(baseline)
+    for spec in list(asked):
+        by_default = (
+            not methods and spec.method.card.needs != "loss values"
+        )  # nobody named it: left out where it cannot run
+        if (spec.label in BASELINES or by_default) and (reason := _unable(task, spec)):
+            dropped.append(f"{spec.label} is not there, because it cannot run on {target}: {reason}")
+            asked.remove(spec)
     specs = sorted(asked, key=lambda spec: not spec.label.startswith("backprop"))
     count = budget.seeds if seeds is None else seeds
     if count < 1 or trials < 0:
@@ -211,7 +213,7 @@ def task_record(name: str, task: Task) -> Record:
         task=name,
         summary=task.summary,
         metric=task.metric,
-        maximise=task.metric != "loss",
+        maximise=task.rises,
         target=task.target,
         weights=Weights(task.model(0)).size,
         batch_size=task.batch_size,
@@ -239,10 +241,10 @@ def method_record(spec: Spec, settings: Mapping[str, Any], d: int) -> Record:
     )
 
 
-def _unable(task: Task, baseline: Spec) -> str:
-    """Why a baseline cannot make a step on this task, or nothing where it can."""
+def _unable(task: Task, spec: Spec) -> str:
+    """Why a method cannot make a step on this task, or nothing where it can."""
     try:
-        learner = baseline.method.build(task.model(0), task.loss, torch.Generator(), **baseline.settings(task.settings))
+        learner = spec.method.build(task.model(0), task.loss, torch.Generator(), **spec.settings(task.settings))
         learner.step(next(task.batches(0)))
     except DldwError as error:
         return str(error)

@@ -6,7 +6,7 @@ Losses and accuracies are of the test split (of the validation split while tunin
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 FORMAT = 1
 """Raised whenever a reader of the older format would misread the newer one."""
@@ -53,7 +53,7 @@ class TaskRecord(TypedDict):
     kind: Literal["task"]
     task: str
     summary: str
-    metric: str  # "accuracy" or "loss"
+    metric: str  # "accuracy", "loss", or another that evaluations then hold under its own name, such as "return"
     maximise: bool
     target: float
     weights: int  # d at the task's own width
@@ -79,6 +79,7 @@ class Evaluation(TypedDict):
     train_loss: float | None  # of the last step
     loss: float | None  # null when not finite
     accuracy: float | None  # null where the task has none
+    interactions: NotRequired[int | None]  # steps of a simulator taken so far; null where the task has none
 
 
 class End(TypedDict):

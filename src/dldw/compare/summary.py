@@ -99,8 +99,10 @@ def summarise(records: Iterable[Any]) -> Summary:
 
 
 def _bounded(interval: tuple[float, float, float], metric: str) -> tuple[float, float | None, float | None]:
-    """An accuracy lies within 0..1, and so does its interval; one run alone has none."""
+    """An accuracy lies within 0..1 and a loss above 0, and so do their intervals; one run alone has none."""
     mean, low, high = interval
     if not math.isfinite(low):
         return mean, None, None
-    return (mean, max(0.0, low), min(1.0, high)) if metric == "accuracy" else (mean, max(0.0, low), high)
+    if metric in ("accuracy", "loss"):
+        low = max(0.0, low)
+    return mean, low, min(1.0, high) if metric == "accuracy" else high

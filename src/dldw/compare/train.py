@@ -22,7 +22,7 @@ from dldw.weights import Weights
 
 DEFAULT_LR = 0.1
 DIVERGED = 20
-"""A run whose loss is so many times that of the untrained model has diverged and ends."""
+"""A run whose loss, above its least, is so many times that of the untrained model has diverged and ends."""
 SECONDS_PER_FORWARD = 1.3e-4
 """About what a forward-equivalent takes on the digits, everything included; only for the time left."""
 
@@ -74,7 +74,7 @@ def train(
     unit = forwards_per_step(spec, settings, curve.weights)
     stops = log_spaced(forwards, unit, per_decade)
     loss: float | None = None
-    step, seconds = 0, 0.0
+    step, seconds, before = 0, 0.0, task.interactions
     try:
         learner = spec.method.build(model, task.loss, torch.Generator().manual_seed(10_000 + seed), **settings)
         batches = task.batches(seed, tuning=True) if tuning else task.batches(seed)
@@ -95,12 +95,14 @@ def train(
                 "train_loss": _finite(loss),
                 "loss": _finite(figures["loss"]),
                 "accuracy": _finite(figures.get("accuracy")),
+                "interactions": None if before is None else (task.interactions or 0) - before,
+                task.metric: _finite(figures[task.metric]),
             }
             curve.points.append(point)
             if progress:
                 progress(point)
             value = point[task.metric]
-            if value is None or (point["loss"] or 0) > DIVERGED * abs(curve.points[0]["loss"] or math.inf):
+            if value is None or _error(task, point) > DIVERGED * (abs(_error(task, curve.points[0])) or math.inf):
                 curve.reason, curve.error = "diverged", f"the loss is {figures['loss']:.3g} after step {step}"
                 break
             if curve.to_target is None and reached(task, value):
@@ -119,7 +121,7 @@ def train(
 
 def reached(task: Task, value: float) -> bool:
     """Whether ``value`` of the task's metric counts as solved."""
-    return value <= task.target if task.metric == "loss" else value >= task.target
+    return value >= task.target if task.rises else value <= task.target
 
 
 def forwards_per_step(spec: Spec, settings: Mapping[str, Any], d: int) -> float:
@@ -166,7 +168,7 @@ class Training(MethodItem):
             "width": self.width, "factor": self.factor,
         }  # fmt: skip
         values = [p[task.metric] for p in curve.points if p[task.metric] is not None]
-        best = (min if task.metric == "loss" else max)(values, default=None)
+        best = (max if task.rises else min)(values, default=None)
         end = {
             "kind": "end",
             **same,
@@ -183,6 +185,10 @@ class Training(MethodItem):
         }
         points: Sequence[dict[str, Any]] = [{"kind": "evaluation", **same, **p} for p in curve.points]
         return cast(list[Record], [*points, end])
+
+
+def _error(task: Task, point: Mapping[str, Any]) -> float:
+    return 0.0 if point["loss"] is None else float(point["loss"]) - task.lowest
 
 
 def _finite(value: Any) -> float | None:

@@ -85,15 +85,15 @@ def trial_score(task: Task, curve: Curve, forwards: float) -> float | None:
     """How good a trial was, higher is better; None where it diverged or made no step.
 
     score = -log10(error at the end) + log10(budget / forwards to the target), the latter where the target was reached;
-    the error is 1 - accuracy, or the loss. A rate that rushes ahead and stays noisy and one that is too careful both lose:
-    half the error at the end is worth as much as half the time to the target. The end is the mean of the last three
-    evaluations.
+    the error is 1 - accuracy, or what the loss is above its least. A rate that rushes ahead and stays noisy and one that
+    is too careful both lose: half the error at the end is worth as much as half the time to the target. The end is the mean
+    of the last three evaluations.
     """
     if curve.reason in ("diverged", "error") or len(curve.points) < 2:
         return None
-    values = [p[task.metric] for p in curve.points[1:][-3:]]
-    mean = sum(values) / len(values)
-    score = -math.log10(max(mean if task.metric == "loss" else 1 - mean, 1e-6))
+    last = curve.points[1:][-3:]
+    errors = [1 - p["accuracy"] if task.metric == "accuracy" else p["loss"] - task.lowest for p in last]
+    score = -math.log10(max(sum(errors) / len(errors), 1e-6))
     return score + (math.log10(forwards / curve.to_target["forwards"]) if curve.to_target else 0.0)
 
 

@@ -353,7 +353,9 @@ def headline(results: Results) -> str:
     if task is None or not ends:
         return "This run has no finished training with back-propagation yet, so it has no answer yet."
     reach = Reach.of(ends)
-    goal = percent(task["target"]) if task["metric"] == "accuracy" else f"a loss of {number(task['target'])}"
+    goal = (
+        percent(task["target"]) if task["metric"] == "accuracy" else f"a {task['metric']} of {number(task['target'])}"
+    )
     if math.isinf(reach.median()):
         return (
             f"On {task['task']}, back-propagation itself missed {goal} in most runs: the budget was too small to "

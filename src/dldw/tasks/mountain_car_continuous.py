@@ -12,7 +12,7 @@ class MountainCarContinuous(Control):
     """Moore 1990, as gymnasium's MountainCarContinuous-v0: 100 at the top, less what force costs; solved at 90."""
 
     name = "mountain-car-continuous"
-    summary = "MountainCarContinuous-v0 (gymnasium), policy 2-16-1 with tanh, 8 episodes a batch; the loss is minus the return."
+    summary = "MountainCarContinuous-v0 (gymnasium), policy 2-16-1, 8 episodes a batch; the loss is minus the return."
     target = 90.0
     lowest = -100.0
     environment = "MountainCarContinuous-v0"

@@ -28,8 +28,13 @@ from dldw.report.data import (
     percent,
 )
 
-AXES = {"forwards": "forward-pass equivalents", "examples": "examples seen", "seconds": "seconds in steps"}
-METRICS = {"accuracy": "test accuracy", "loss": "test loss"}
+AXES = {
+    "forwards": "forward-pass equivalents",
+    "examples": "examples seen",
+    "seconds": "seconds in steps",
+    "interactions": "environment steps",
+}
+METRICS = {"accuracy": "test accuracy", "loss": "test loss", "return": "return of unseen episodes"}
 
 
 def learning_curves(results: Results) -> Chart | None:
@@ -39,10 +44,11 @@ def learning_curves(results: Results) -> Chart | None:
     if not rows or results.task is None:
         return None
     tasks = list(dict.fromkeys(r["task"] for r in rows))
+    axes = _axes(results)
     specs = {
-        f"{metric}/{axis}": _curve_spec(kit, metric, axis, [r[axis] for r in rows])
+        f"{metric}/{axis}": _curve_spec(kit, metric, axis, axes, [r[axis] for r in rows if axis in r])
         for metric in metrics
-        for axis in AXES
+        for axis in axes
     }
     return Chart(
         "curves",
@@ -52,9 +58,14 @@ def learning_curves(results: Results) -> Chart | None:
         "forward pass over a batch; a backward pass counts as two.",
         {"rows": rows, "levels": _levels(results, tasks, metrics)},
         for_tasks(tasks, specs),
-        [("task", tasks), ("show", metrics), ("against", list(AXES))],
+        [("task", tasks), ("show", metrics), ("against", list(axes))],
         wide=True,
     )
+
+
+def _axes(results: Results) -> dict[str, str]:
+    """What there is to draw curves against: environment steps only where there are environments."""
+    return {axis: title for axis, title in AXES.items() if any(e.get(axis) is not None for e in results.evaluations)}
 
 
 def _levels(results: Results, tasks: list[str], metrics: list[str]) -> list[Row]:
@@ -65,7 +76,7 @@ def _levels(results: Results, tasks: list[str], metrics: list[str]) -> list[Row]
         for metric in metrics:
             show: Callable[[float], str] = percent if metric == "accuracy" else number
             curves: list[Any] = [e for e in results.evaluations if e["task"] == task and e["study"] == "curves"]
-            start = [e[metric] for e in curves if e["step"] == 0]
+            start = [e.get(metric) for e in curves if e["step"] == 0]
             known = [v for v in start if v is not None]
             if known:
                 levels.append({"task": task, "metric": metric, "what": "untrained", "level": float(np.median(known))})
@@ -83,7 +94,7 @@ def _curve_rows(results: Results, kit: Kit) -> tuple[list[Row], list[str]]:
             curves[e["task"], e["method"]][e["seed"]][e["step"]] = e
     ended = {(e["task"], e["method"], e["seed"]) for e in results.ends if e["study"] == "curves"}
     metrics = [m for m in METRICS if any(e.get(m) is not None for e in results.evaluations)]
-    rows = []
+    axes, rows = _axes(results), []
     for (task, method), seeds in sorted(curves.items(), key=lambda item: kit.rank(item[0][1])):
         steps = sorted({step for runs in seeds.values() for step in runs})
         last: dict[int, Any] = {}
@@ -100,9 +111,9 @@ def _curve_rows(results: Results, kit: Kit) -> tuple[list[Row], list[str]]:
             if not now:
                 continue
             row: Row = {"task": task, "method": method, "step": step}
-            row |= {axis: float(np.median([e[axis] for e in now])) for axis in AXES}
+            row |= {a: float(np.median([e[a] for e in now])) for a in axes if now[0].get(a) is not None}
             for metric in metrics:
-                values = [math.inf if e[metric] is None else e[metric] for e in last.values()]
+                values = [math.inf if e.get(metric) is None else e[metric] for e in last.values()]
                 finite = [v for v in values if math.isfinite(v)]
                 if finite and math.isfinite(float(np.median(values))):
                     row |= {
@@ -119,7 +130,7 @@ def _curve_rows(results: Results, kit: Kit) -> tuple[list[Row], list[str]]:
     return rounded(rows), metrics
 
 
-def _curve_spec(kit: Kit, metric: str, axis: str, reach: list[float]) -> dict[str, Any]:
+def _curve_spec(kit: Kit, metric: str, axis: str, axes: dict[str, str], reach: list[float]) -> dict[str, Any]:
     base = alt.Chart().transform_filter(f"datum.task == task && datum.step > 0 && isValid(datum['{metric}'])")
     x = alt.X(f"{axis}:Q", scale=alt.Scale(type="log", nice=False), axis=log_axis(AXES[axis], reach))
     shown = ".0%" if metric == "accuracy" else "~g"
@@ -131,7 +142,7 @@ def _curve_spec(kit: Kit, metric: str, axis: str, reach: list[float]) -> dict[st
         alt.Tooltip(f"{metric}:Q", format=".1%" if metric == "accuracy" else ".3~g", title="median"),
         alt.Tooltip(f"{metric} low:Q", format=".1%" if metric == "accuracy" else ".3~g", title="lowest seed"),
         alt.Tooltip(f"{metric} high:Q", format=".1%" if metric == "accuracy" else ".3~g", title="highest seed"),
-        *(alt.Tooltip(f"{a}:Q", format=",.3~s" if a == "seconds" else ",.0f", title=t) for a, t in AXES.items()),
+        *(alt.Tooltip(f"{a}:Q", format=",.3~s" if a == "seconds" else ",.0f", title=t) for a, t in axes.items()),
         alt.Tooltip("seeds:Q"),
     ]
     near = alt.selection_point(name="near", on="pointerover", clear="pointerout", empty=False)

@@ -19,6 +19,8 @@ TASKS = {
     "digits-wide": "dldw.tasks.digits_wide:DigitsWide",
     "fashion-mnist": "dldw.tasks.fashion_mnist:FashionMnist",
     "step-digits": "dldw.tasks.step_digits:StepDigits",
+    "error-rate": "dldw.tasks.error_rate:ErrorRate",
+    "int8-digits": "dldw.tasks.int8_digits:Int8Digits",
     "quadratic": "dldw.tasks.quadratic:Quadratic",
     "cartpole": "dldw.tasks.cartpole:CartPole",
     "acrobot": "dldw.tasks.acrobot:Acrobot",

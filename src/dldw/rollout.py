@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._C import _functorch as functorch
 
-from dldw.batched import folded
 from dldw.errors import DldwError
 
 Array = NDArray[Any]
@@ -199,3 +199,18 @@ class _Episodes:
 
     def _tensor(self, array: Any) -> Tensor:
         return torch.from_numpy(np.asarray(array)).to(self._like.device, self._like.dtype)
+
+
+def folded(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """``function(batch)``, [B, ..] -> [B, ..], for one that vmap cannot go through, such as a step of a simulator.
+
+    Outside a population this is a plain call. Under vmap the function is called once for all members: what it is given is
+    their batches one after another, [n B, ..].
+    """
+    if not functorch.is_batchedtensor(batch):
+        return function(batch)
+    level, at = functorch.maybe_get_level(batch), functorch.maybe_get_bdim(batch)
+    members = functorch.get_unwrapped(batch).movedim(at, 0)
+    out = folded(function, members.flatten(0, 1))
+    stacked: Tensor = functorch._add_batch_dim(out.unflatten(0, (len(members), -1)), 0, level)
+    return stacked

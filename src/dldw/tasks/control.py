@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -36,8 +35,8 @@ class Scaled(nn.Module):
 class Control(Task):
     """A policy for one of gymnasium's environments; the loss is minus the return, and the seeds of episodes are the batch.
 
-    Training plays in lockstep, from the equations below; the evaluation is gymnasium's own simulator. A time step counts once
-    for each episode that is still running.
+    Episodes are played in lockstep, from the equations below, which give those of gymnasium for the same seeds and actions.
+    A time step counts once for each episode of training that is still running.
 
     Attributes:
         environment: Its name in gymnasium.
@@ -60,12 +59,12 @@ class Control(Task):
 
     def __init__(self) -> None:
         try:
-            import gymnasium
+            from dldw.tasks.lockstep import Lockstep
         except ModuleNotFoundError as error:
             raise DldwError(
                 f"{self.name} is played in gymnasium, which is not installed. Install it with: pip install 'dldw[rl]'"
             ) from error
-        self._own = Rollout(lambda n: gymnasium.make_vec(self.environment, n, vectorization_mode="sync"))
+        self._training, self._unseen = (Rollout(lambda n: Lockstep(self, n)) for _ in range(2))
 
     @staticmethod
     @abstractmethod
@@ -82,16 +81,14 @@ class Control(Task):
         """What a policy sees of states [s, n]; the states themselves by default."""
         return state
 
-    @cached_property
+    @property
     def loss(self) -> Rollout:  # type: ignore[override]
         """Minus the return of each episode, [B]."""
-        from dldw.tasks.lockstep import Lockstep
-
-        return Rollout(lambda n: Lockstep(self, n))
+        return self._training
 
     @property
     def interactions(self) -> int:
-        return self.loss.steps
+        return self._training.steps
 
     def model(self, seed: int, width: int | None = None) -> nn.Module:
         hidden = width or self.width
@@ -110,5 +107,5 @@ class Control(Task):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str = "test") -> dict[str, float]:
-        loss = float(self._own(model, torch.tensor(self.splits[split])).double().mean())
+        loss = float(self._unseen(model, torch.tensor(self.splits[split])).double().mean())
         return {"loss": loss, self.metric: -loss}

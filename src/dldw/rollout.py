@@ -132,7 +132,7 @@ class _Space:
     """Turns a policy's outputs [n, ..] into actions."""
 
     def __init__(self, space: Any) -> None:
-        self.discrete = hasattr(space, "n") and np.ndim(space.n) == 0
+        self.discrete = hasattr(space, "n") and hasattr(space, "start")
         if not self.discrete and not (hasattr(space, "low") and hasattr(space, "high")):
             raise DldwError(
                 f"a rollout plays discrete actions (Discrete) or continuous ones (Box), and these environments take {space}. "

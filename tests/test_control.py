@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import dldw
@@ -404,3 +406,22 @@ def test_backprop_finds_no_graph_in_the_error_rate_and_stands_still_on_integers(
     model = task.model(0)
     dldw.Backprop(task.loss)(model, next(task.batches(0)))
     assert not any(p.grad is None or bool(p.grad.any()) for p in model.parameters())
+
+
+# the example
+
+
+def test_the_example_draws_an_episode_without_a_screen(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    out = tmp_path / "cartpole.gif"
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    environment["PYTHONPATH"] = str(Path(dldw.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, root / "examples" / "cartpole.py", "--generations", "1", "--out", out],
+        capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    steps = int(done.stdout.split("an episode of ")[1].split()[0])
+    assert "mean return over 100 unseen episodes" in done.stdout
+    with Image.open(out) as picture:
+        assert getattr(picture, "n_frames", 1) == (steps + 1) // 2
+        assert picture.size == (300, 200)

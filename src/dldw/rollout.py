@@ -148,9 +148,9 @@ class _Space:
 
     def actions(self, output: Tensor) -> Array:
         if self.discrete:
-            best: Array = output.argmax(-1).cpu().numpy()
+            best: Array = output.detach().argmax(-1).cpu().numpy()
             return best + self._start
-        wanted = output.cpu().numpy().astype(self._half.dtype) * self._half + self._middle
+        wanted = output.detach().cpu().numpy().astype(self._half.dtype) * self._half + self._middle
         clipped: Array = np.clip(wanted, self._low, self._high)
         return clipped
 

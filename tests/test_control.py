@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from dldw.tasks.control import Control
 from dldw.tasks.error_rate import ErrorRate
 from dldw.tasks.int8_digits import STEP, Int8Linear
 from dldw.tasks.lockstep import Lockstep
+from dldw.tasks.task import tuned
 
 CONTROL = ["cartpole", "acrobot", "pendulum", "mountain-car-continuous"]
 SEEDS = [3, 141, 59]
@@ -339,18 +339,13 @@ def test_a_curve_counts_environment_steps_and_ends_when_solved() -> None:
 
 
 @pytest.mark.parametrize("name", CONTROL)
-def test_shipped_settings_come_with_the_record_of_their_search(name: str) -> None:
-    from dldw.tasks.task import tuned
-
+def test_shipped_settings_come_with_the_record_of_equal_trials(name: str) -> None:
     found = tuned(name)
-    assert {"reinforce", "evolution-strategy", "low-rank-evolution", "spsa", "random-search"} <= found[
-        "settings"
-    ].keys()
-    for method, settings in found["settings"].items():
-        trials = [r for r in found["record"] if r["method"] == method]
+    assert {"evolution-strategy", "low-rank-evolution", "spsa", "random-search"} <= found["settings"].keys()
+    for searched, settings in found["settings"].items():
+        trials = [r for r in found["record"] if r["method"] == searched]
         assert len(trials) == found["trials"]
         assert [r["settings"] for r in trials if r["chosen"]] == [settings]
-    assert json.loads(json.dumps(found)) == found
 
 
 # other objectives without a gradient

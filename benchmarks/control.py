@@ -2,7 +2,8 @@
 
 Each run trains with the settings that ship. At stops spaced evenly on a logarithmic scale the policy plays twenty validation
 episodes; where their mean reaches the threshold it plays a hundred unseen ones in gymnasium's own environments, and the task
-is solved if their mean reaches it too. Environment steps are those of training. Runs that are in the file already are kept.
+is solved if their mean reaches it too. Environment steps are those of training. Runs with these settings that are in the file
+already are kept.
 
     python benchmarks/control.py [TASK ...] [--methods M ...] [--seeds 5] [--out benchmarks/results/control.json]
 """
@@ -26,9 +27,10 @@ from dldw.compare.train import forwards_per_step, reached
 from dldw.rollout import Rollout
 from dldw.tasks import load_task
 from dldw.tasks.control import Control
+from dldw.tasks.task import tuned
 from dldw.weights import Weights
 
-BUDGETS = {"cartpole": 4e6, "acrobot": 8e6, "pendulum": 6e7, "mountain-car-continuous": 4e6}
+BUDGETS = {"cartpole": 4e6, "acrobot": 8e6, "pendulum": 1e7, "mountain-car-continuous": 4e6}
 """Environment steps after which a run ends unsolved."""
 METHODS = ("evolution-strategy", "low-rank-evolution", "spsa", "random-search", "reinforce")
 
@@ -90,6 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     runs = json.loads(arguments.out.read_text())["runs"] if arguments.out.is_file() else []
+    runs = [r for r in runs if r["settings"] == parse(r["method"]).settings(tuned(r["task"])["settings"])]
     done = {(r["task"], r["method"], r["seed"]) for r in runs}
     for task in arguments.tasks or BUDGETS:
         for method in arguments.methods:

@@ -76,8 +76,8 @@ class Rollout:
         self._made: dict[int, VectorEnvironment] = {}
         self.steps = 0
         """Environment steps taken so far, over all episodes."""
-        self.forwards = 1
-        """Forwards of the policy in the last rollout, one after another: what one makes is gone at the next."""
+        self.time_steps = 1
+        """Of the last rollout, a forward of the policy each: what one makes is gone at the next."""
 
     def __call__(self, policy: nn.Module, seeds: Tensor) -> Tensor:
         """Minus the return of each episode [B], in the dtype of the policy.
@@ -86,10 +86,10 @@ class Rollout:
             DldwError: The environments have another kind of action, or the policy's output is not of its shape.
         """
         episodes = _Episodes(self, policy, seeds)
-        observation, self.forwards = episodes.observation, 0
+        observation, self.time_steps = episodes.observation, 0
         while episodes.running.any():
             observation = folded(episodes.step, policy(observation))
-            self.forwards += 1
+            self.time_steps += 1
         return folded(episodes.losses, observation)
 
     def sample(self, policy: nn.Module, seeds: Tensor, std: float, generator: torch.Generator) -> Sample:

@@ -301,6 +301,19 @@ def test_reinforce_draws_from_its_generator_alone() -> None:
     assert torch.equal(*grads)
 
 
+def test_reinforce_adds_to_the_gradient_and_leaves_the_weights_alone() -> None:
+    task, after = load_task("cartpole"), []
+    for start in (0.0, 1.0):
+        model = task.model(0)
+        before = [p.detach().clone() for p in model.parameters()]
+        for p in model.parameters():
+            p.grad = torch.full_like(p, start)
+        dldw.Reinforce(task.loss, generator=torch.Generator().manual_seed(5))(model, torch.arange(4))
+        assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+        after.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(after[1], after[0] + 1)
+
+
 def test_reinforce_without_a_rollout_says_what_to_use() -> None:
     with pytest.raises(DldwError, match=r"Give it a dldw\.Rollout, or use a method that needs loss values alone"):
         dldw.Reinforce(lambda model, batch: model(batch).sum(1))

@@ -25,9 +25,12 @@ from dldw.compare.train import Curve, Training, train
 from dldw.compare.tune import SEED, Tuning, trial_score
 from dldw.compare.width import FACTORS, Widening
 from dldw.errors import DldwError, UnknownNameError
-from dldw.registry import METHODS
+from dldw.registry import methods
 from dldw.tasks import load_task
 from tests.harness import TINY, Silent, lines
+
+METHODS = [name for name, method in methods().items() if method.card.needs != "episodes"]
+"""Those of the default comparison."""
 
 # ---- specs
 

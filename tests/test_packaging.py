@@ -52,7 +52,7 @@ def test_the_sources_need_nothing_of_the_extras():
 import importlib.abc
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name.split('.')[0] in {'typer', 'rich', 'altair', 'vl_convert', 'jinja2', 'sklearn', 'optuna'}:
+        if name.split('.')[0] in {'typer', 'rich', 'altair', 'vl_convert', 'jinja2', 'sklearn', 'optuna', 'gymnasium'}:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
 import dldw

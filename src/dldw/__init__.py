@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dldw.minimum import minimize as minimize
     from dldw.minimum import replay as replay
     from dldw.registry import methods as methods
+    from dldw.rollout import Rollout as Rollout
     from dldw.searcher import Searcher as Searcher
     from dldw.searchers import CMAES as CMAES
     from dldw.searchers import DifferentialEvolution as DifferentialEvolution
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from dldw.sources.finite_difference import FiniteDifference as FiniteDifference
     from dldw.sources.forward_gradient import ForwardGradient as ForwardGradient
     from dldw.sources.low_rank_evolution import LowRankEvolution as LowRankEvolution
+    from dldw.sources.reinforce import Reinforce as Reinforce
     from dldw.sources.spsa import SPSA as SPSA
     from dldw.sources.weight_perturbation import WeightPerturbation as WeightPerturbation
 
@@ -49,6 +51,7 @@ _HOMES = {
     "minimize": "dldw.minimum",
     "replay": "dldw.minimum",
     "methods": "dldw.registry",
+    "Rollout": "dldw.rollout",
     "Searcher": "dldw.searcher",
     "CMAES": "dldw.searchers",
     "DifferentialEvolution": "dldw.searchers",
@@ -62,6 +65,7 @@ _HOMES = {
     "FiniteDifference": "dldw.sources.finite_difference",
     "ForwardGradient": "dldw.sources.forward_gradient",
     "LowRankEvolution": "dldw.sources.low_rank_evolution",
+    "Reinforce": "dldw.sources.reinforce",
     "SPSA": "dldw.sources.spsa",
     "WeightPerturbation": "dldw.sources.weight_perturbation",
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Claim = Literal["exact", "unbiased", "biased", "search"]
-Needs = Literal["autograd", "forward mode", "loss values", "no loss"]
+Needs = Literal["autograd", "forward mode", "loss values", "no loss", "episodes"]
 
 
 @dataclass(frozen=True)

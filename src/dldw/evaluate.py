@@ -136,7 +136,7 @@ class Evaluator:
                 self._footprints.clear()
             with _AllocatedBytes() as allocated:  # type: ignore[no-untyped-call]
                 objective.at(objective.weights.tensors)
-            self._footprints[key] = allocated.bytes
+            self._footprints[key] = allocated.bytes // getattr(objective.loss, "time_steps", 1)
         return self._footprints[key]
 
 

@@ -26,6 +26,7 @@ METHODS = {
     "evolution-strategy": "dldw.sources.evolution_strategy:EvolutionStrategy",
     "low-rank-evolution": "dldw.sources.low_rank_evolution:LowRankEvolution",
     "forward-gradient": "dldw.sources.forward_gradient:ForwardGradient",
+    "reinforce": "dldw.sources.reinforce:Reinforce",
     "random-search": "dldw.searchers.random_search:RandomSearch",
     "hill-climb": "dldw.searchers.hill_climb:HillClimb",
     "particle-swarm": "dldw.searchers.particle_swarm:ParticleSwarm",

@@ -205,7 +205,7 @@ def test_card_is_filled_in_and_its_space_names_real_settings(name):
     card = registered.card
     assert card.summary.endswith(".")
     assert card.claim in ("exact", "unbiased", "biased", "search")
-    assert card.needs in ("autograd", "forward mode", "loss values", "no loss")
+    assert card.needs in ("autograd", "forward mode", "loss values", "no loss", "episodes")
     assert card.paper
     assert card.memory
     assert set(card.space) <= set(registered.settings)

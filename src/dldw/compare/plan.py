@@ -22,7 +22,7 @@ from dldw.compare.train import START, Training, forwards_per_step
 from dldw.compare.tune import Tuning
 from dldw.compare.width import Widening
 from dldw.errors import DldwError
-from dldw.registry import METHODS
+from dldw.registry import METHODS, method
 from dldw.tasks.task import Settings, Task, tuned
 from dldw.tasks.userfile import fingerprint, where
 from dldw.weights import Weights
@@ -274,16 +274,15 @@ def make_plan(
     """
     from dldw.tasks import load_task
 
-    asked = parse_all(methods or METHODS)
     task = load_task(target, data)
+    plays = task.interactions is not None
+    asked = parse_all(methods or [name for name in METHODS if plays or method(name).card.needs != "episodes"])
     _probe(target, task)
     asked += [baseline for baseline in parse_all(BASELINES) if baseline not in asked]
     dropped = []
     for spec in list(asked):
-        by_default = (
-            not methods and spec.method.card.needs != "loss values"
-        )  # nobody named it: left out where it cannot run
-        if (spec.label in BASELINES or by_default) and (reason := _unable(task, spec)):
+        optional = spec.label in BASELINES or (not methods and spec.method.card.needs != "loss values")
+        if optional and (reason := _unable(task, spec)):
             dropped.append(f"{spec.label} is not there, because it cannot run on {target}: {reason}")
             asked.remove(spec)
     specs = sorted(asked, key=lambda spec: not spec.label.startswith("backprop"))

@@ -58,7 +58,7 @@ class EvolutionStrategy(Directional):
         memory="2 d for each member held",
         paper="Salimans et al. 2017, arXiv 1703.03864",
         additive=False,
-        space={"lr": Float(1e-4, 1.0), "sigma": Float(1e-3, 0.3), "optimizer": Choice(("sgd", "adam"))},
+        space={"lr": Float(1e-4, 1.0), "sigma": Float(1e-3, 1.0), "optimizer": Choice(("sgd", "adam"))},
         note="Estimates the direction of the gradient, not its size; shaping='none' gives the size and adds up.",
     )
 

@@ -52,7 +52,7 @@ class LowRankEvolution(Directional):
         forwards="population",
         memory="m + n numbers a direction for each m x n weight",
         paper="Sarkar et al. 2025, arXiv 2511.16652",
-        space={"lr": Float(1e-4, 1.0), "sigma": Float(1e-3, 0.3), "optimizer": Choice(("sgd", "adam"))},
+        space={"lr": Float(1e-4, 1.0), "sigma": Float(1e-3, 1.0), "optimizer": Choice(("sgd", "adam"))},
         note="Unbiased up to O(sigma²), exactly on a quadratic. Variance grows with the size of the largest weight.",
     )
 

@@ -19,11 +19,17 @@ TASKS = {
     "digits-wide": "dldw.tasks.digits_wide:DigitsWide",
     "fashion-mnist": "dldw.tasks.fashion_mnist:FashionMnist",
     "step-digits": "dldw.tasks.step_digits:StepDigits",
+    "error-rate": "dldw.tasks.error_rate:ErrorRate",
+    "int8-digits": "dldw.tasks.int8_digits:Int8Digits",
     "quadratic": "dldw.tasks.quadratic:Quadratic",
     "sphere": "dldw.tasks.functions:Sphere",
     "ellipsoid": "dldw.tasks.functions:Ellipsoid",
     "rosenbrock": "dldw.tasks.functions:Rosenbrock",
     "rastrigin": "dldw.tasks.functions:Rastrigin",
+    "cartpole": "dldw.tasks.cartpole:CartPole",
+    "acrobot": "dldw.tasks.acrobot:Acrobot",
+    "pendulum": "dldw.tasks.pendulum:Pendulum",
+    "mountain-car-continuous": "dldw.tasks.mountain_car_continuous:MountainCarContinuous",
 }
 NEEDED = ("name", "summary", "target", "batch_size", "train_examples", "test_examples")
 """What a task has to say of itself, beside its four methods."""

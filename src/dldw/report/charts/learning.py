@@ -24,12 +24,12 @@ from dldw.report.results import Results, ends_of
 from dldw.report.words import list_of, number, percent
 
 AXES = {
+    "interactions": "environment steps",
     "forwards": "forward-pass equivalents",
     "examples": "examples seen",
     "seconds": "seconds in steps",
-    "interactions": "environment steps",
 }
-METRICS = {"accuracy": "test accuracy", "loss": "test loss", "return": "return of unseen episodes"}
+METRICS = {"accuracy": "test accuracy", "return": "return of unseen episodes", "loss": "test loss"}
 
 
 def learning_curves(results: Results) -> Chart | None:

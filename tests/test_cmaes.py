@@ -421,3 +421,11 @@ def test_nothing_stops_before_reset_and_an_unused_search_has_a_state():
     other.load_state_dict(start().state_dict())
     assert torch.equal(before, other.ask())
     dldw.CMAES().load_state_dict(search.state_dict())
+
+
+def test_a_full_covariance_of_very_many_weights_is_refused_and_the_diagonal_is_not():
+    with pytest.raises(dldw.DldwError, match=r"full covariance of 20,000 weights takes 3 GB, .* Use diagonal=True"):
+        dldw.CMAES().reset(torch.zeros(20_000))
+    search = dldw.CMAES(diagonal=True)
+    search.reset(torch.zeros(20_000))
+    assert search.ask().shape[1] == 20_000

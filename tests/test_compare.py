@@ -405,6 +405,12 @@ def test_the_allocators_peak_is_what_is_held_at_once_and_not_the_sum() -> None:
     assert peak_bytes(action, model) == pytest.approx(6_000_000, rel=0.01)
 
 
+def test_a_method_that_cannot_run_at_a_width_becomes_a_note() -> None:
+    (record,) = Metering("digits-wide", None, parse("cma-es"), (), 512, 0.0).run()
+    assert record["kind"] == "note"
+    assert "full covariance of 38,410 weights" in record["text"]
+
+
 def test_a_step_too_long_to_measure_becomes_a_note() -> None:
     (record,) = Metering("digits-wide", None, parse("finite-difference"), (), 1024, 0.0).run()
     assert record["kind"] == "note"

@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from dldw.report.results import read
 from PIL import Image
 from torch import nn
 
@@ -24,7 +25,6 @@ from dldw.errors import DldwError
 from dldw.population import population_losses
 from dldw.registry import METHODS
 from dldw.report.charts import charts
-from dldw.report.data import read
 from dldw.rollout import Sample
 from dldw.sources.reinforce import advantages
 from dldw.tasks import load_task

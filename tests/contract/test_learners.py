@@ -14,7 +14,7 @@ from dldw.searcher import Searcher
 from tests.contract import problems
 from tests.contract.checks import seeded
 from tests.contract.problems import Problem
-from tests.contract.variants import SEARCHERS, SOURCES
+from tests.contract.variants import METHODS, SEARCHERS, SOURCES
 
 
 def batches(count: int):
@@ -58,12 +58,12 @@ def test_descent_resumed_equals_uninterrupted_bit_for_bit(source, optimizer):
     assert_resumes(make)
 
 
-@pytest.mark.parametrize("name", list(dldw.methods()))
+@pytest.mark.parametrize("name", METHODS)
 def test_registered_method_with_its_default_generator_resumes_bit_for_bit(name):
     assert_resumes(lambda problem, seed: method(name).build(problem.model, problem.loss))
 
 
-@pytest.mark.parametrize("name", list(dldw.methods()))
+@pytest.mark.parametrize("name", METHODS)
 def test_registered_method_builds_a_learner_that_steps(name):
     problem = problems.mlp()
     learner = method(name).build(problem.model, problem.loss, seeded())
@@ -74,7 +74,7 @@ def test_registered_method_builds_a_learner_that_steps(name):
     assert not loss.requires_grad
 
 
-@pytest.mark.parametrize("name", list(dldw.methods()))
+@pytest.mark.parametrize("name", METHODS)
 def test_equal_seeds_train_equal_models(name):
     ends = []
     for _ in range(2):

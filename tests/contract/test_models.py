@@ -13,7 +13,7 @@ from dldw.directions import AllCoordinates
 from dldw.slopes import Jvp
 from tests.contract import checks, problems
 from tests.contract.checks import close, dot, estimate, gradients, seeded
-from tests.contract.variants import SOURCES, Variant
+from tests.contract.variants import METHODS, SOURCES, Variant
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -139,7 +139,7 @@ def test_bfloat16_estimates_point_uphill_with_a_step_that_bfloat16_can_see():
         "finite-difference": {"step": 0.125},
     }
     gradient = problems.mlp(torch.float64).autograd()
-    for name, registered in dldw.methods().items():
+    for name, registered in METHODS.items():
         if registered.is_source:
             problem = problems.mlp(torch.bfloat16)
             problem.loss = lambda model, batch: problems.cross_entropy(lambda x: model(x).float(), batch)

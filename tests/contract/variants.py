@@ -73,10 +73,13 @@ class Variant:
         return dict(self.settings).get("evaluate", "auto")
 
 
+METHODS = {  # the problems here have no episodes; see tests/test_control.py
+    name: method for name, method in dldw.methods().items() if method.card.needs != "episodes"
+}
 SOURCES = [
     Variant(name, tuple(settings.items()))
-    for name, method in dldw.methods().items()
-    if method.is_source and method.card.needs != "episodes"  # the problems here have none; see tests/test_control.py
+    for name, method in METHODS.items()
+    if method.is_source
     for settings in [{}, *_SETTINGS.get(name, [])]
 ]
 

@@ -86,8 +86,8 @@ class Metering(MethodItem):
                 f"{size:,} weights, about {expected:.0f} s."
             )
             return [note(text)]
-        step = fresh()
         try:
+            step = fresh()
             step()
             step()
         except DldwError as error:

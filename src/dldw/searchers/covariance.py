@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dldw.errors import DldwError
+
 _BLOCK = 512
 
 
@@ -110,9 +112,18 @@ class Covariance(ABC):
 
 
 class Full(Covariance):
-    """A full covariance [d, d], of which the lower triangle is kept."""
+    """A full covariance [d, d], of which the lower triangle is kept.
+
+    Raises:
+        DldwError: d is above 10,000.
+    """
 
     def __init__(self, d: int, device: torch.device) -> None:
+        if d > _LARGEST:
+            raise DldwError(
+                f"the full covariance of {d:,} weights takes {8e-9 * d * d:,.0f} GB, and as much again for its eigenvectors, "
+                "which cost O(d^3). Use diagonal=True, the separable form, which takes two vectors."
+            )
         self.C = torch.eye(d, dtype=torch.float64, device=device)
         self.B, self.D = self.C.clone(), torch.ones(d, dtype=torch.float64, device=device)
 
@@ -137,6 +148,10 @@ class Full(Covariance):
 
     def variances(self) -> Tensor:
         return self.C.diagonal()
+
+
+_LARGEST = 10_000
+"""Weights up to which a decomposition takes minutes at most and the matrices fit in the memory of a laptop."""
 
 
 class Diagonal(Covariance):

@@ -310,8 +310,8 @@ def test_a_baseline_that_cannot_run_is_left_out_with_the_reason() -> None:
 
 def test_what_shares_its_tuning_is_tuned_once() -> None:
     plan = make_plan("digits", [], budget=TINY, trials=3)
-    dear = {"finite-difference"}  # one step is more than a trial
-    assert sorted(item.what for item in plan.tuning()) == sorted(f"tuning {name}" for name in METHODS.keys() - dear)
+    dear = {"finite-difference", "genetic-algorithm"}  # one step is more than a trial
+    assert sorted(item.what for item in plan.tuning()) == sorted(f"tuning {name}" for name in set(METHODS) - dear)
 
 
 def test_every_piece_of_work_is_there_once() -> None:

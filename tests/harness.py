@@ -14,7 +14,7 @@ from dldw.compare.budget import Budget
 
 TINY = Budget(
     "tiny", forwards=120, seeds=2, per_decade=5, widths=(0.25, 1.0), width_forwards=60, width_seeds=1,
-    factors=(0.1, 1.0), factor_forwards=60, factor_seeds=1, draws=3, estimate_seeds=1,
+    factors=(0.1, 1.0), factor_forwards=60, factor_seeds=1, draws=3, estimate_seeds=1, displacements=3,
     nudges=(1e-3, 1e-1), nudged_weights=5, grid=3, path_forwards=12, cost_seconds=0.01, tune_forwards=60,
 )  # fmt: skip
 

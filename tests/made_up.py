@@ -60,6 +60,7 @@ class World:
         quotient: Relative error at the largest nudge.
         rate_window: The learning rates, as factors of the tuned one, at which a method trains.
         step_score: Accuracy on step-digits.
+        downhill: Cosine of a step with the exact downhill direction.
         extra: Further methods by label, in the form of ``CLAIMS``.
     """
 
@@ -124,6 +125,7 @@ class World:
     step_score: dict[str, float] = field(
         default_factory=lambda: {BACKPROP: 0.82, NUDGE: 0.86, "spsa": 0.89, "evolution-strategy": 0.91}
     )
+    downhill: dict[str, float] = field(default_factory=lambda: {BACKPROP: 1.0, NUDGE: 0.02})
     extra: dict[str, tuple[str, str, str, str, float, dict[str, Any]]] = field(default_factory=dict)
 
 
@@ -232,7 +234,7 @@ def made_up(
                         factor,
                         w.work[label] if good else math.inf,
                     )[-1:]
-    records += _costs(w) + _estimates(w) + _quotients(w) + _two_weights(w) + _trials(w, random)
+    records += _costs(w) + _estimates(w) + _displacements(w) + _quotients(w) + _two_weights(w) + _trials(w, random)
     records.append({"kind": "note", "text": "These results are made up; nothing was measured."})
     records.append({"kind": "done", "seconds": 312.0, "peak_bytes": 700_000_000})
     return [r for r in records if r["kind"] not in set(without)]
@@ -362,6 +364,15 @@ def _costs(w: World) -> list[Record]:
             "forward_peak_bytes": 60_000,
         }
         for label, r in w.ratio.items()
+    ]
+
+
+def _displacements(w: World) -> list[Record]:
+    return [
+        {"kind": "displacement", "task": "digits", "method": label, "seed": seed, "steps": 20, "still": 0}
+        | {"cosine": value, "cosine_low": value - 0.01, "cosine_high": value + 0.01}
+        for label, value in w.downhill.items()
+        for seed in range(w.seeds)
     ]
 
 

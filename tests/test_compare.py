@@ -6,6 +6,7 @@ import json
 import math
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from dldw.compare.budget import BUDGETS, parse_budget
+from dldw.compare.displacement import Displacing
 from dldw.compare.estimate import Estimating, Nudging, _bias, exact_gradient, trained_point
 from dldw.compare.landscape import Mapping2d, TwoWeights
 from dldw.compare.meter import Metering, flops, peak_bytes
@@ -540,3 +542,31 @@ def test_a_tuned_run_trains_with_what_tuning_chose(tmp_path: Path) -> None:
 
 def _without_clock(record: object) -> dict[str, object]:
     return {k: v for k, v in dict(record).items() if k != "seconds"}  # type: ignore[call-overload]
+
+
+# ---- where steps lead
+
+
+def displacement(name: str, **settings: object) -> dict[str, Any]:
+    given = tuple(settings.items())
+    (record,) = Displacing("digits", None, parse(name), given, seed=0, width=4, steps=40).run()
+    assert record["kind"] == "displacement"
+    return dict(record)
+
+
+def test_a_step_of_gradient_descent_leads_straight_down() -> None:
+    record = displacement("backprop", lr=0.01)
+    assert record["cosine_low"] == pytest.approx(1.0, abs=1e-4)
+    assert (record["steps"], record["still"]) == (40, 0)
+
+
+def test_a_step_along_one_random_direction_leads_down_by_chance_of_one_over_the_root_of_the_weights() -> None:
+    record = displacement("spsa", lr=1e-3)
+    weights = 65 * 4 + 5 * 10
+    # |N(0, 1)| / sqrt(d) has this mean; the standard error of 40 such steps is 0.006
+    assert record["cosine"] == pytest.approx(math.sqrt(2 / math.pi / weights), abs=0.02)
+
+
+def test_a_step_that_moves_nothing_counts_as_none() -> None:
+    record = displacement("backprop", lr=0.0)
+    assert (record["cosine"], record["still"]) == (0.0, 40)

@@ -11,7 +11,6 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from dldw.report.results import read
 from PIL import Image
 from torch import nn
 
@@ -25,6 +24,7 @@ from dldw.errors import DldwError
 from dldw.population import population_losses
 from dldw.registry import METHODS
 from dldw.report.charts import charts
+from dldw.report.results import read
 from dldw.rollout import Sample
 from dldw.sources.reinforce import advantages
 from dldw.tasks import load_task

@@ -193,6 +193,7 @@ def test_the_page_opens_with_the_question_and_its_source(whole: Path) -> None:
     ("kind", "said"),
     [
         ("cost", "The cost of a step was not measured."),
+        ("displacement", "No step was held against the exact downhill direction."),
         ("estimate", "No estimate was held against the exact gradient."),
         ("bias", "The difference quotient was not held against"),
         ("landscape", "The landscape of two weights was not recorded."),

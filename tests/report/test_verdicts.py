@@ -42,11 +42,14 @@ def other(name: str, needs: str = "loss values") -> tuple[str, str, str, str, fl
     return (name, "search", needs, "population", 16.0, {})
 
 
-SWARM, RBM, REVERSIBLE = (
-    other("particle-swarm"),
-    other("contrastive-divergence", "no loss"),
-    other("reversible", "autograd"),
-)
+REVERSIBLE = other("reversible", "autograd")
+FOUR = {
+    "swarm": other("particle-swarm"),
+    "rbm": other("contrastive-divergence", "no loss"),
+    "genes": other("genetic-algorithm"),
+    "perceptron": other("perceptron", "no loss"),
+}
+SWARM = {"swarm": FOUR["swarm"]}
 ALL_HEAVY = dict.fromkeys(World().peak, 900_000) | {BACKPROP: 180_000}
 NO_FAILURES = dict.fromkeys((BACKPROP, NUDGE), (0.001, 1000.0))
 
@@ -87,10 +90,12 @@ CASES = [
     (only_without_gradient, NOT, world(step_score={BACKPROP: 0.97}), {}),
     (only_without_gradient, NOT, world(work={"spsa": 6e2}), {}),
     (only_without_gradient, OPEN, world(step_score=dict.fromkeys(World().step_score, 0.9)), {"studies": ["width"]}),
-    (same_logic, HOLDS, world(extra={"swarm": SWARM}, work={"swarm": 1e5}, ratio={}, operations={}, peak={}), {}),
-    (same_logic, PARTLY, world(extra={"swarm": SWARM, "rbm": RBM}, work={"swarm": 1e5, "rbm": math.inf}), {}),
-    (same_logic, NOT, world(extra={"swarm": SWARM}, work={"swarm": math.inf}), {}),
+    (same_logic, HOLDS, world(extra=FOUR, downhill=dict.fromkeys(FOUR, 0.1), work=dict.fromkeys(FOUR, 1e5)), {}),
+    (same_logic, PARTLY, world(extra=FOUR, downhill=dict.fromkeys(FOUR, 0.1) | {"rbm": 0.0}), {}),
+    (same_logic, PARTLY, world(extra=SWARM, downhill={"swarm": 0.1}), {}),
+    (same_logic, NOT, world(extra=SWARM, downhill={"swarm": 0.001}), {}),
     (same_logic, OPEN, world(), {}),
+    (same_logic, OPEN, world(extra=SWARM, downhill={"swarm": 0.1}), {"without": ["displacement"]}),
     (relieved, OPEN, world(), {}),
 ]
 for peaks, needs, ruling in (

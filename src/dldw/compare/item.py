@@ -26,6 +26,7 @@ _IDENTITY: dict[str, tuple[str, ...]] = {
     "end": ("study", "task", "method", "seed", "width", "factor"),
     "cost": ("task", "method", "width"),
     "estimate": ("task", "method", "seed", "width"),
+    "displacement": ("task", "method", "seed"),
     "bias": ("task", "nudge"),
     "landscape": ("task",),
     "path": ("task", "method"),

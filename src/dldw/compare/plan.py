@@ -11,12 +11,24 @@ from typing import Any, cast
 import torch
 
 from dldw.compare.budget import Budget
+from dldw.compare.displacement import Displacing
 from dldw.compare.estimate import Estimating, Nudging
 from dldw.compare.item import SECONDS_PER_FORWARD, Item
 from dldw.compare.landscape import Mapping2d
 from dldw.compare.meter import Metering, seconds_within
 from dldw.compare.records import MethodRecord, Record, Study, TaskRecord
-from dldw.compare.share import COMPANION, COSTS, CURVES, ESTIMATES, LANDSCAPE, RATES, curves_within, fitting, ranked
+from dldw.compare.share import (
+    COMPANION,
+    COSTS,
+    CURVES,
+    DISPLACEMENTS,
+    ESTIMATES,
+    LANDSCAPE,
+    RATES,
+    curves_within,
+    fitting,
+    ranked,
+)
 from dldw.compare.spec import Spec, parse, parse_all
 from dldw.compare.train import START, Training, forwards_per_step
 from dldw.compare.tune import Tuning
@@ -102,6 +114,7 @@ class Plan:
         items += [item for spec in shares["width"] for item in self._widths(spec, settings)]
         items += [item for spec in shares["learning-rate"] for item in self._rates(spec, settings)]
         items += [item for spec in shares["estimate"] for item in self._estimates(spec, settings)]
+        items += [item for spec in shares["displacement"] for item in self._displacements(spec, settings)]
         if budget.nudged_weights:
             items.append(self._nudging())
         if shares["landscape"]:
@@ -128,6 +141,7 @@ class Plan:
             "wider cost": order if self.task.wider else [],
             "landscape": plain if budget.grid else [],
             "estimate": sources if budget.draws else [],
+            "displacement": plain if budget.displacements else [],
             "companion": plain if self.task.companion and budget.companion_seeds else [],
             "learning-rate": sources if budget.factors else [],
             "width": sources if budget.widths and self.task.width is not None else [],
@@ -139,6 +153,7 @@ class Plan:
             "wider cost": lambda spec: CORES * counted(self._costs(spec, {}, self.task.wider)),
             "landscape": lambda spec: counted([self._landscape([spec], {})]) - counted([self._landscape([], {})]),
             "estimate": lambda spec: counted(self._estimates(spec, {})),
+            "displacement": lambda spec: counted(self._displacements(spec, {})),
             "companion": lambda spec: counted(self._companion(spec, {})),
             "learning-rate": lambda spec: counted(self._rates(spec, {})),
             "width": lambda spec: counted(self._widths(spec, {})),
@@ -154,7 +169,10 @@ class Plan:
         metered += take("wider cost", COSTS * budget.total - metered)
         left -= metered + (counted([self._nudging()]) if budget.nudged_weights else 0.0)
         left -= counted([self._landscape([], {})]) if budget.grid else 0.0
-        parts = {"landscape": LANDSCAPE, "estimate": ESTIMATES, "companion": COMPANION, "learning-rate": RATES}
+        parts = {
+            "landscape": LANDSCAPE, "estimate": ESTIMATES, "displacement": DISPLACEMENTS, "companion": COMPANION,
+            "learning-rate": RATES,
+        }  # fmt: skip
         spent = sum(take(study, part * left) for study, part in parts.items())
         take("width", left - spent)
         return {study: taken[study] for study in able}
@@ -223,6 +241,15 @@ class Plan:
         return [
             Estimating(self.target, self.data, spec, frozen, seed=seed, width=w, draws=budget.draws)
             for w in widths
+            for seed in range(budget.estimate_seeds)
+        ]
+
+    def _displacements(self, spec: Spec, settings: Settings) -> list[Item]:
+        budget, frozen = self.budget, _frozen(spec.settings(settings))
+        return [
+            Displacing(
+                self.target, self.data, spec, frozen, seed=seed, width=self.task.width, steps=budget.displacements
+            )
             for seed in range(budget.estimate_seeds)
         ]
 

@@ -144,6 +144,20 @@ class Estimate(TypedDict):
     theory_variance: float | None  # closed form where the card's method has one: (d-1)/n, (d+1)/n, ...
 
 
+class Displacement(TypedDict):
+    """Where the first steps from one point in training move the weights, against -dL/dw on the batch of each step."""
+
+    kind: Literal["displacement"]
+    task: str
+    method: str
+    seed: int
+    steps: int
+    still: int  # steps that moved nothing; their cosine counts as 0
+    cosine: float  # of w' - w with -dL/dw, mean over steps
+    cosine_low: float  # 95 % interval of the mean
+    cosine_high: float
+
+
 class Bias(TypedDict):
     """The question's difference quotient against the exact derivative of the same weight, for one size of nudge."""
 
@@ -220,6 +234,7 @@ Record = (
     | End
     | Cost
     | Estimate
+    | Displacement
     | Bias
     | Landscape
     | Path

@@ -13,6 +13,7 @@ from dldw.compare.records import (
     FORMAT,
     Bias,
     Cost,
+    Displacement,
     Done,
     End,
     Estimate,
@@ -46,6 +47,7 @@ class Results:
     ends: list[End] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
     estimates: list[Estimate] = field(default_factory=list)
+    displacements: list[Displacement] = field(default_factory=list)
     biases: list[Bias] = field(default_factory=list)
     landscapes: list[Landscape] = field(default_factory=list)
     paths: list[PathRecord] = field(default_factory=list)
@@ -102,6 +104,7 @@ class Results:
             (self.ends, "No training run has ended yet."),
             (self.costs, "The cost of a step was not measured."),
             (self.estimates, "No estimate was held against the exact gradient."),
+            (self.displacements, "No step was held against the exact downhill direction."),
             (self.biases, "The difference quotient was not held against the exact derivative."),
             ([e for e in self.ends if e["study"] == "width"], "No network was trained at several widths."),
             (
@@ -121,6 +124,7 @@ _TABLES = {
     "end": "ends",
     "cost": "costs",
     "estimate": "estimates",
+    "displacement": "displacements",
     "bias": "biases",
     "landscape": "landscapes",
     "path": "paths",

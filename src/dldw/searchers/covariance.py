@@ -115,7 +115,7 @@ class Full(Covariance):
     """A full covariance [d, d], of which the lower triangle is kept.
 
     Raises:
-        DldwError: d is above 10,000.
+        DldwError: d is above 5,000.
     """
 
     def __init__(self, d: int, device: torch.device) -> None:
@@ -150,8 +150,8 @@ class Full(Covariance):
         return self.C.diagonal()
 
 
-_LARGEST = 10_000
-"""Weights up to which a decomposition takes minutes at most and the matrices fit in the memory of a laptop."""
+_LARGEST = 5_000
+"""Weights up to which a decomposition takes about a minute and the matrices fit in the memory of a laptop."""
 
 
 class Diagonal(Covariance):

@@ -1,0 +1,85 @@
+"""Where a method moves the weights: the displacement of each of its steps against the exact downhill direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, cast
+
+import torch
+
+from dldw.compare.estimate import LONGEST, exact_gradient, trained_point
+from dldw.compare.item import SECONDS_PER_FORWARD, Identity, MethodItem, note
+from dldw.compare.records import Record
+from dldw.compare.statistics import mean_interval
+from dldw.compare.train import forwards_per_step
+from dldw.errors import DldwError
+from dldw.weights import Weights
+
+
+@dataclass(frozen=True)
+class Displacing(MethodItem):
+    """The cosine of w' - w with -dL/dw on the batch of the step, over the first ``steps`` steps from one point in training.
+
+    It can be asked of every learner, whether it estimates a gradient or not. A step that moves nothing has no direction
+    and counts as 0; a method whose step is dear makes fewer, and two at least.
+    """
+
+    seed: int
+    width: int | None
+    steps: int
+
+    @property
+    def weight(self) -> float:
+        return 0.1 + min(self._affordable * self._each, LONGEST) * SECONDS_PER_FORWARD
+
+    @property
+    def _each(self) -> float:
+        return forwards_per_step(self.spec, dict(self.settings), Weights.of(self.loaded().model(0, self.width)).size)
+
+    @property
+    def _affordable(self) -> int:
+        return max(2, min(self.steps, int(LONGEST // self._each)))
+
+    @property
+    def keys(self) -> list[Identity]:
+        return [("displacement", self.task, self.label, self.seed)]
+
+    @property
+    def what(self) -> str:
+        return f"where steps lead: {self.label}"
+
+    def run(self) -> list[Record]:
+        task, settings = self.loaded(), dict(self.settings)
+        try:
+            model, _ = trained_point(task, self.seed, self.width)
+            exact_gradient(task, model, next(task.batches(self.seed)))
+        except RuntimeError as error:
+            return [note(f"Steps on {self.task} have no exact gradient to be compared with: {error}")]
+        weights = Weights.of(model)
+        cosines = []
+        try:
+            learner: Any = self.spec.method.build(
+                model, task.loss, torch.Generator().manual_seed(30_000 + self.seed), **settings
+            )
+            for batch in islice(task.batches(40_000 + self.seed), self._affordable):
+                before, g = weights.flat(), exact_gradient(task, model, batch)
+                learner.step(batch)
+                moved = weights.flat() - before
+                lengths = float(moved.norm() * g.norm())
+                cosines.append(-float(moved @ g) / lengths if lengths else 0.0)
+        except DldwError as error:
+            return [note(f"The steps of {self.label} could not be followed on {self.task}: {error}")]
+        cosine, low, high = mean_interval(cosines)
+        record: dict[str, Any] = {
+            "kind": "displacement",
+            "task": self.task,
+            "method": self.label,
+            "seed": self.seed,
+            "steps": len(cosines),
+            "still": cosines.count(0.0),
+            "cosine": cosine,
+            "cosine_low": low,
+            "cosine_high": high,
+        }
+        return [cast(Record, record)]

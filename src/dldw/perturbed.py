@@ -7,8 +7,10 @@ the size of W is allocated. The model runs as it is: its own ``forward`` meets t
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from operator import methodcaller
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,46 @@ from torch.utils._pytree import tree_map_only
 _log = logging.getLogger("dldw")
 
 
-class Perturbed(Tensor):
-    """W + A Bᵀ with W of shape [m, *rest] and n = prod(rest); an operation without a rule gets the sum itself.
+class StandIn(Tensor):
+    """What ``forward`` reads in place of a parameter; an operation without a rule gets it materialised."""
+
+    rules: ClassVar[dict[Any, Callable[..., Any]]] = {}
+
+    @abstractmethod
+    def materialised(self) -> Tensor:
+        """The values it stands for."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ABOUT:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        rule = cls.rules.get(func)
+        if rule is not None:
+            out = rule(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        name = getattr(func, "__name__", str(func))
+        if name not in _materialised_for:
+            _materialised_for.add(name)
+            _log.debug("%s has no rule for a perturbed weight, so the weight is materialised for it", name)
+        args, kwargs = tree_map_only(StandIn, methodcaller("materialised"), (tuple(args), kwargs))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Where code below Python reaches the stand-in, it gets the values."""
+        args, kwargs = tree_map_only(StandIn, methodcaller("materialised"), (tuple(args), kwargs or {}))
+        return func(*args, **kwargs)
+
+
+class Perturbed(StandIn):
+    """W + A Bᵀ with W of shape [m, *rest] and n = prod(rest).
 
     Args:
         weight: W.
@@ -44,34 +84,6 @@ class Perturbed(Tensor):
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Perturbed({list(self.weight.shape)}, rank={self.a.shape[-1]})"
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in ABOUT:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-        rule = _RULES.get(func)
-        if rule is not None:
-            out = rule(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
-        name = getattr(func, "__name__", str(func))
-        if name not in _materialised_for:
-            _materialised_for.add(name)
-            _log.debug("%s has no rule for a perturbed weight, so the weight is materialised for it", name)
-        args, kwargs = tree_map_only(Perturbed, Perturbed.materialised, (tuple(args), kwargs))
-        return func(*args, **kwargs)
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Where code below Python reaches the stand-in, it gets the sum."""
-        args, kwargs = tree_map_only(Perturbed, Perturbed.materialised, (tuple(args), kwargs or {}))
-        return func(*args, **kwargs)
 
 
 def _linear(x: Tensor, weight: Any, bias: Any = None) -> Any:
@@ -144,7 +156,7 @@ def _dense(bias: Any) -> Any:
     return bias.materialised() if isinstance(bias, Perturbed) else bias
 
 
-_RULES: dict[Any, Callable[..., Any]] = {
+Perturbed.rules = {
     F.linear: _linear,
     torch.matmul: _matmul,
     torch.mm: _matmul,
@@ -160,7 +172,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     F.conv3d: _convolution(F.conv3d),
 }
 _PROPERTIES = ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout")
-ABOUT = {
+_ABOUT = {
     *(getattr(Tensor, name).__get__ for name in _PROPERTIES),
     Tensor.size,
     Tensor.dim,

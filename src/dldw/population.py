@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
-from dldw.perturbed import ABOUT
+from dldw.perturbed import StandIn
 
 Scales = list[list[float]]
 """Lengths of steps, one list for each column (the two sides of a difference, say), one number for each row."""
@@ -160,7 +159,7 @@ def _weight(weight: Stacked, level: int) -> Tensor:
     return batched
 
 
-class Member(Tensor):
+class Member(StandIn):
     """What ``forward`` reads for a weight that moves: it has the shape of one member, and an operation without a rule gets
     the weights of all members stacked.
 
@@ -181,7 +180,7 @@ class Member(Tensor):
         member: Member = self
         return member
 
-    def stacked(self) -> Tensor:
+    def materialised(self) -> Tensor:
         """The weights of all members, as vmap has them."""
         if self._stacked is None:
             if functorch.maybe_current_level() != self.level:
@@ -191,23 +190,6 @@ class Member(Tensor):
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Member({list(self.moved.weight.shape)}, members={self.moved.members})"
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in ABOUT:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **(kwargs or {}))
-        args, kwargs = tree_map_only(Member, Member.stacked, (tuple(args), kwargs or {}))
-        return func(*args, **kwargs)
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        args, kwargs = tree_map_only(Member, Member.stacked, (tuple(args), kwargs or {}))
-        return func(*args, **kwargs)
 
 
 class _Rules(TorchFunctionMode):

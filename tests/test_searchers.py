@@ -260,11 +260,16 @@ def test_training_with_seeds_makes_the_vectors_as_they_are_evaluated(evaluate):
     model, seen, most = nn.Linear(100, 50), [], []
     genetic = dldw.GeneticAlgorithm(population=30, seeds=True, generator=seeded())
 
+    def large():
+        tensors = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.numel() >= 5050]
+        return {t.untyped_storage().data_ptr(): t.numel() for t in tensors}
+
+    others = large()  # of the tests before
+
     def loss(model, batch):
         seen.append(type(genetic.waiting))
         if len(seen) % 20 == 0:
-            live = {t.untyped_storage().data_ptr(): t.numel() for t in gc.get_objects() if type(t) is torch.Tensor}
-            most.append(sum(size for size in live.values() if size >= 5050))
+            most.append(sum(size for at, size in large().items() if at not in others))
         return model(batch).square().mean(1)
 
     learner = dldw.Search(model, loss, genetic, evaluate=evaluate)

@@ -41,7 +41,7 @@ def same_logic(results: Results) -> Verdict:
     beside = _steps(results, [m for m in (results.nudge, results.backprop) if m])
     shown = [f"{method} {_priced(results, method, found)}" for method, found in (asked | beside).items()]
     absent = [name for name in FAMILIES if name not in there]
-    meaning = f"Mean cosine of a step with the exact downhill direction: {list_of(shown)}."
+    meaning = f"Mean cosine of a step, by its tuned optimizer, with the exact downhill direction: {list_of(shown)}."
     if absent:
         meaning += f" Not in this run: {list_of(absent)}."
     first = next(iter(asked.values()))

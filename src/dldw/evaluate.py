@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, Literal, Protocol
 from weakref import WeakSet
 
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dldw.errors import DldwError
+from dldw.memory import keep_freed_memory
 from dldw.objective import Objective
 from dldw.population import Stacked, population_losses
 
@@ -112,7 +112,7 @@ class Evaluator:
     def _batched(self, objective: Objective, candidates: Candidates) -> np.ndarray:
         count, width = len(candidates), candidates.width
         rows = self._rows(objective, width, count)
-        _keep_freed_memory()
+        keep_freed_memory()
         out = np.empty((count, width))
         for start in range(0, count, rows):
             stop = min(start + rows, count)
@@ -150,16 +150,6 @@ _SMALL = 1 << 20
 
 _CACHE = 16 << 20
 """Bytes that the members of one pass may take on the CPU, which is about what stays in its caches."""
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Lets the C library keep what a pass frees for the next one, up to 64 MiB.
-
-    By default glibc hands large blocks back, and to get them again costs more than what is computed in them: a page fault
-    for each 4 KiB. It adapts its threshold to the largest block that was ever freed, so one of 31 MiB is, untouched.
-    """
-    np.empty(31 << 20, dtype=np.uint8)
 
 
 def _losses(objective: Objective, stacked: Sequence[Stacked], members: int) -> Tensor:

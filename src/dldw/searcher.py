@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dldw.card import Card
 from dldw.errors import DldwError
+from dldw.memory import keep_freed_memory
 
 
 class Proposals(Protocol):
@@ -79,6 +80,7 @@ class Searcher(ABC):
                 f"the start point must be a floating-point vector [d], got {x0.dtype} of shape {list(x0.shape)}. "
                 "Convert and flatten it: x0.float().flatten()."
             )
+        keep_freed_memory()
         self._start, self._asked, self._told, self._turn = x0.detach().clone(), None, 0, 0
         self._best = self._start, torch.inf
         if self.generator is None:

@@ -8,14 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from dldw.compare.budget import Budget
 from dldw.compare.displacement import Displacing
 from dldw.compare.estimate import Estimating, Nudging
 from dldw.compare.item import SECONDS_PER_FORWARD, Item
 from dldw.compare.landscape import Mapping2d
 from dldw.compare.meter import Metering, seconds_within
+from dldw.compare.probe import build, probe, unable
 from dldw.compare.records import MethodRecord, Record, Study, TaskRecord
 from dldw.compare.share import (
     COMPANION,
@@ -36,7 +35,7 @@ from dldw.compare.width import Widening
 from dldw.errors import DldwError
 from dldw.registry import METHODS, method
 from dldw.tasks.task import Settings, Task, tuned
-from dldw.tasks.userfile import fingerprint, where
+from dldw.tasks.userfile import fingerprint
 from dldw.weights import Weights
 
 BASELINES = ("backprop", "backprop[checkpoint=true]", "random-search")
@@ -304,12 +303,12 @@ def make_plan(
     task = load_task(target, data)
     plays = task.interactions is not None
     asked = parse_all(methods or [name for name in METHODS if plays or method(name).card.needs != "episodes"])
-    _probe(target, task)
+    probe(target, task)
     asked += [baseline for baseline in parse_all(BASELINES) if baseline not in asked]
     dropped = []
     for spec in list(asked):
         optional = spec.label in BASELINES or not methods  # nobody named it: left out where it cannot run
-        if optional and (reason := _unable(task, spec)):
+        if optional and (reason := unable(task, spec)):
             dropped.append(f"{spec.label} is not there, because it cannot run on {target}: {reason}")
             asked.remove(spec)
     specs = sorted(asked, key=lambda spec: not spec.label.startswith("backprop"))
@@ -317,7 +316,7 @@ def make_plan(
     if count < 1 or trials < 0:
         raise DldwError(f"--seeds must be at least 1 and --tune at least 0, got {count} and {trials}.")
     for spec in specs:
-        _build(task, spec)
+        build(task, spec)
     wanted = (count, budget.forwards)
     if budget.total:
         count, forwards = curves_within(
@@ -362,58 +361,6 @@ def method_record(spec: Spec, settings: Mapping[str, Any], d: int) -> Record:
         settings=dict(settings),
         baseline=spec.label in BASELINES,
     )
-
-
-def _unable(task: Task, spec: Spec) -> str:
-    """Why a method cannot make a step on this task, or nothing where it can.
-
-    One that needs loss values alone is only built: the probe of the task took a loss, and its step may be a long one.
-    """
-    try:
-        learner = spec.method.build(task.model(0), task.loss, torch.Generator(), **spec.settings(task.settings))
-        if spec.method.card.needs != "loss values":
-            learner.step(next(task.batches(0)))
-    except DldwError as error:
-        return str(error)
-    return ""
-
-
-def _probe(target: str, task: Task) -> None:
-    """Runs what the user may have written once, so that its errors come at once and with their place."""
-    try:
-        model = task.model(0)
-        batch = next(task.batches(0))
-        loss = task.loss(model, batch)
-        figures = task.evaluate(model)
-    except DldwError:
-        raise
-    except Exception as error:
-        raise DldwError(
-            f"task {target} cannot be used: {where(error)} raised {type(error).__name__}: {error}"
-        ) from error
-    if task.metric not in figures or "loss" not in figures:
-        raise DldwError(
-            f"task {target}: evaluate must return 'loss' and the task's metric {task.metric!r}, and returned "
-            f"{sorted(figures)}. Add what is missing, or set metric to 'loss'."
-        )
-    if loss.ndim != 1:
-        raise DldwError(
-            f"task {target}: loss must return one value per example, shape [B], and returned shape {list(loss.shape)}. "
-            "Leave the mean out (reduction='none'): methods that need per-example losses cannot do without."
-        )
-    Weights(model).require_trainable()
-
-
-def _build(task: Task, spec: Spec) -> None:
-    """Builds a method once, so that settings it cannot have are found before any work."""
-    try:
-        spec.method.build(task.model(0), task.loss, None, **spec.settings(task.settings))
-        forwards_per_step(spec, spec.settings(task.settings), 1)
-    except DldwError as error:
-        raise type(error)(f"{spec.label}: {error}") from error
-    except Exception as error:
-        at = f" at {where(error)[:-1]}" if ".py:" in spec.target else ""
-        raise DldwError(f"{spec.label} cannot be built{at}: {type(error).__name__}: {error}") from error
 
 
 def counted(items: Iterable[Item]) -> float:

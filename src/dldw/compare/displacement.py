@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, cast
 
@@ -33,7 +34,7 @@ class Displacing(MethodItem):
     def weight(self) -> float:
         return 0.1 + min(self._affordable * self._each, LONGEST) * SECONDS_PER_FORWARD
 
-    @property
+    @cached_property
     def _each(self) -> float:
         return forwards_per_step(self.spec, dict(self.settings), Weights.of(self.loaded().model(0, self.width)).size)
 
@@ -53,7 +54,6 @@ class Displacing(MethodItem):
         task, settings = self.loaded(), dict(self.settings)
         try:
             model, _ = trained_point(task, self.seed, self.width)
-            exact_gradient(task, model, next(task.batches(self.seed)))
         except RuntimeError as error:
             return [note(f"Steps on {self.task} have no exact gradient to be compared with: {error}")]
         weights = Weights.of(model)

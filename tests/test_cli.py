@@ -150,7 +150,7 @@ def test_on_a_terminal_the_table_is_drawn_and_keeps_every_figure(quick: tuple[Pa
     screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, legacy_windows=False)
     summary = summarise(read(quick[0]))
     show(summary, screen)
-    drawn = screen.file.getvalue()  # type: ignore[attr-defined]
+    drawn = screen.file.getvalue()
     table = drawn[: drawn.index("Forwards to target")].splitlines()
     assert max(map(len, table)) <= width
     letters = Counter("".join(table).replace(" ", ""))
@@ -165,7 +165,7 @@ def test_progress_on_a_terminal_shows_the_time_left() -> None:
     with TerminalProgress(screen) as progress:
         progress.begin("training", 10.0)
         progress.advance(4.0, "curves: spsa")
-    drawn = screen.file.getvalue()  # type: ignore[attr-defined]
+    drawn = screen.file.getvalue()
     assert re.search(r"training +━.* 40 % .*left .*\d:\d\d|training +━.* 40 % .*left .*-:--:--", drawn)
     assert "curves: spsa" in drawn
 
@@ -248,7 +248,7 @@ def test_training_saves_weights_that_do_what_was_reported(tmp_path: Path) -> Non
     model.load_state_dict(load_file(tmp_path / "w.safetensors"))
     reported = float(re.findall(r"accuracy ([\d.]+)", done.stdout)[-1])
     assert task.evaluate(model)["accuracy"] == pytest.approx(reported, abs=1e-4)
-    assert not torch.equal(model[0].weight, task.model(0)[0].weight)  # type: ignore[index]
+    assert not torch.equal(model[0].weight, task.model(0)[0].weight)
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
 

@@ -199,7 +199,7 @@ def test_every_method_sees_the_same_batches_and_counts_what_its_card_says(name: 
         seen.append(tuple(batch[1].tolist()))
         return original(model, batch)
 
-    task.loss = loss  # type: ignore[method-assign]
+    task.loss = loss
     curve = train(task, parse(name), {}, 3, forwards=100)
     steps = 100 // unit
     assert curve.points[-1]["forwards"] == steps * unit
@@ -216,7 +216,7 @@ def test_the_curve_of_backprop_is_that_of_a_loop_written_by_hand() -> None:
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
     curve = train(task, parse("backprop"), {"lr": 0.5}, 2, forwards=30)
-    x, y = task.splits["test"]  # type: ignore[attr-defined]
+    x, y = task.splits["test"]
     assert curve.points[-1]["accuracy"] == pytest.approx(float((model(x).argmax(1) == y).float().mean()))
     assert curve.points[-1]["loss"] == pytest.approx(float(nn.functional.cross_entropy(model(x), y).detach()), rel=1e-5)
 
@@ -251,7 +251,7 @@ def test_an_error_in_the_middle_of_a_run_is_recorded_with_its_place() -> None:
             raise RuntimeError("the sensor came off")
         return original(model, batch)
 
-    task.loss = loss  # type: ignore[method-assign]
+    task.loss = loss
     curve = train(task, parse("backprop"), {}, 0, forwards=300)
     assert curve.reason == "error"
     assert "test_compare.py, line" in str(curve.error)
@@ -260,8 +260,8 @@ def test_an_error_in_the_middle_of_a_run_is_recorded_with_its_place() -> None:
 
 def test_learning_rates_of_the_study_are_multiples_of_the_tuned_one() -> None:
     common = {"study": "learning-rate", "seed": 0, "width": 32, "forwards": 30, "per_decade": 5, "stop_at_target": True}
-    scaled = Training("digits", None, parse("backprop"), (("lr", 0.2),), factor=3.0, **common).run()  # type: ignore[arg-type]
-    direct = Training("digits", None, parse("backprop"), (("lr", 0.2 * 3.0),), factor=1.0, **common).run()  # type: ignore[arg-type]
+    scaled = Training("digits", None, parse("backprop"), (("lr", 0.2),), factor=3.0, **common).run()
+    direct = Training("digits", None, parse("backprop"), (("lr", 0.2 * 3.0),), factor=1.0, **common).run()
     assert [r.get("loss") for r in scaled] == [r.get("loss") for r in direct]
 
 
@@ -371,7 +371,7 @@ def test_flops_of_a_forward_are_those_of_its_matrix_products() -> None:
     task = load_task("digits")
     model, batch = task.model(0), next(task.batches(0))
     with torch.no_grad():
-        assert flops(lambda: task.loss(model, batch)) == 2 * 128 * (64 * 32 + 32 * 10)  # type: ignore[arg-type, return-value]
+        assert flops(lambda: task.loss(model, batch)) == 2 * 128 * (64 * 32 + 32 * 10)
 
 
 @pytest.mark.parametrize(
@@ -472,7 +472,7 @@ def test_the_landscape_is_the_loss_with_two_weights_replaced() -> None:
     assert pair.names == ["0.weight[0, 5]", "2.weight[0, 2]"]
     with torch.no_grad():
         pair.pair.copy_(torch.tensor([0.7, -0.3]))
-        model[0].weight[0, 5], model[2].weight[0, 2] = 0.7, -0.3  # type: ignore[index]
+        model[0].weight[0, 5], model[2].weight[0, 2] = 0.7, -0.3
         assert torch.allclose(task.loss(pair, batch), task.loss(model, batch), atol=1e-6)
 
 
@@ -521,7 +521,7 @@ def test_tuning_searches_the_card_and_marks_the_best_trial() -> None:
     assert len({r["settings"]["lr"] for r in records if r["kind"] == "tuning"}) == 5
     assert all(r["settings"]["optimizer"] == "sgd" for r in records if r["kind"] == "tuning")
     scores = [r["score"] for r in records if r["kind"] == "tuning"]
-    assert [r["chosen"] for r in records if r["kind"] == "tuning"] == [s == max(scores) for s in scores]  # type: ignore[type-var]
+    assert [r["chosen"] for r in records if r["kind"] == "tuning"] == [s == max(scores) for s in scores]
     assert [_without_clock(r) for r in records] == [_without_clock(r) for r in item.run()]
 
 
@@ -541,7 +541,7 @@ def test_a_tuned_run_trains_with_what_tuning_chose(tmp_path: Path) -> None:
 
 
 def _without_clock(record: object) -> dict[str, object]:
-    return {k: v for k, v in dict(record).items() if k != "seconds"}  # type: ignore[call-overload]
+    return {k: v for k, v in dict(record).items() if k != "seconds"}
 
 
 # ---- where steps lead

@@ -61,7 +61,7 @@ def test_a_torn_last_line_is_repaired(tmp_path: Path, cut: int) -> None:
 
 
 def test_a_torn_first_line_starts_anew(tmp_path: Path) -> None:
-    (tmp_path / "results.jsonl").write_bytes(line(header())[:20])  # type: ignore[arg-type]
+    (tmp_path / "results.jsonl").write_bytes(line(header())[:20])
     with Results(tmp_path, header()) as results:
         assert results.records == [header()]
 

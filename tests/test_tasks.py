@@ -121,9 +121,9 @@ def test_digits_are_split_as_documented() -> None:
     digits = load_task("digits")
     assert (digits.train_examples, digits.test_examples) == (1437, 360)
     assert sum(p.numel() for p in digits.model(0).parameters()) == 64 * 32 + 32 + 32 * 10 + 10
-    x, y = digits.train  # type: ignore[attr-defined]
+    x, y = digits.train
     assert (float(x.min()), float(x.max())) == (0.0, 1.0)
-    for labels in (y, digits.splits["test"][1], digits.splits["validation"][1]):  # type: ignore[attr-defined]
+    for labels in (y, digits.splits["test"][1], digits.splits["validation"][1]):
         shares = torch.bincount(labels) / len(labels)
         assert shares.min() > 0.09
         assert shares.max() < 0.11
@@ -131,7 +131,7 @@ def test_digits_are_split_as_documented() -> None:
 
 def test_tuning_never_sees_the_validation_split() -> None:
     digits = load_task("digits")
-    held = {tuple(row) for row in digits.splits["validation"][0].tolist()}  # type: ignore[attr-defined]
+    held = {tuple(row) for row in digits.splits["validation"][0].tolist()}
     seen = {tuple(row) for x, _ in islice(digits.batches(0, tuning=True), 60) for row in x.tolist()}
     normally = {tuple(row) for x, _ in islice(digits.batches(0), 60) for row in x.tolist()}
     assert not held & seen
@@ -148,7 +148,7 @@ def test_hidden_weights_of_step_digits_get_a_gradient_of_exactly_zero() -> None:
     task = load_task("step-digits")
     model = task.model(0)
     task.loss(model, next(task.batches(0))).mean().backward()
-    hidden, last = model[0], model[2]  # type: ignore[index]
+    hidden, last = model[0], model[2]
     assert hidden.weight.grad.count_nonzero() == hidden.bias.grad.count_nonzero() == 0
     assert last.weight.grad.count_nonzero() > 0
 
@@ -156,7 +156,7 @@ def test_hidden_weights_of_step_digits_get_a_gradient_of_exactly_zero() -> None:
 def test_the_quadratic_is_what_its_closed_form_says() -> None:
     task = load_task("quadratic")
     model, x = task.model(0).double(), next(task.batches(0)).double()
-    task.curvature = lambda d: torch.logspace(-1, 0, d, dtype=torch.float64)  # type: ignore[attr-defined]
+    task.curvature = lambda d: torch.logspace(-1, 0, d, dtype=torch.float64)
     w = model.w
     task.loss(model, x).mean().backward()
     a = 10 ** torch.linspace(-1, 0, 32, dtype=torch.float64)

@@ -136,7 +136,7 @@ class Evaluator:
         if key not in self._footprints:
             if len(self._footprints) > 64:
                 self._footprints.clear()
-            with _AllocatedBytes() as allocated:  # type: ignore[no-untyped-call]
+            with _AllocatedBytes() as allocated:  # type: ignore[no-untyped-call]  # torch left its modes untyped
                 objective.at(objective.weights.tensors)
             self._footprints[key] = allocated.bytes // getattr(objective.loss, "time_steps", 1)
         return self._footprints[key]

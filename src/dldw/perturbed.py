@@ -29,6 +29,13 @@ class StandIn(Tensor):
     def materialised(self) -> Tensor:
         """The values it stands for."""
 
+    @abstractmethod
+    def detail(self) -> str:
+        """What its representation says beside the shape."""
+
+    def __repr__(self) -> str:  # type: ignore[override]  # mypy misreads the keyword of torch's own: nothing matches it
+        return f"{type(self).__name__}({list(self.shape)}, {self.detail()})"
+
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -50,7 +57,7 @@ class StandIn(Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares a disabled function here, of other arguments
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Where code below Python reaches the stand-in, it gets the values."""
@@ -82,8 +89,8 @@ class Perturbed(StandIn):
         """The sum, a new tensor of the shape of W."""
         return self.weight + (self.a @ self.b.mT).view(self.weight.shape)
 
-    def __repr__(self) -> str:  # type: ignore[override]
-        return f"Perturbed({list(self.weight.shape)}, rank={self.a.shape[-1]})"
+    def detail(self) -> str:
+        return f"rank={self.a.shape[-1]}"
 
 
 def _linear(x: Tensor, weight: Any, bias: Any = None) -> Any:
@@ -109,9 +116,8 @@ def _embedding(
     weight: Any,
     padding_idx: int | None = None,
     max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
+    *rest: Any,
+    **named: Any,
 ) -> Any:
     if max_norm is not None or not isinstance(weight, Perturbed):
         return NotImplemented

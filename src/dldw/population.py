@@ -183,13 +183,15 @@ class Member(StandIn):
     def materialised(self) -> Tensor:
         """The weights of all members, as vmap has them."""
         if self._stacked is None:
-            if functorch.maybe_current_level() != self.level:
+            if (
+                functorch.maybe_current_level() != self.level
+            ):  # as torch says it of an operation without a batching rule
                 raise NotImplementedError("weights that move along directions cannot enter a transform of torch.func.")
             self._stacked = functorch._add_batch_dim(self.moved.stack(), 0, self.level)
         return self._stacked
 
-    def __repr__(self) -> str:  # type: ignore[override]
-        return f"Member({list(self.moved.weight.shape)}, members={self.moved.members})"
+    def detail(self) -> str:
+        return f"members={self.moved.members}"
 
 
 class _Rules(TorchFunctionMode):
@@ -301,9 +303,8 @@ def _embedding(
     weight: Any,
     padding_idx: int | None = None,
     max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
+    *rest: Any,
+    **named: Any,
 ) -> Any:
     if max_norm is not None or not isinstance(weight, Member) or _batched(input):
         return NotImplemented

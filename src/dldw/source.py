@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class GradientSource(ABC):
             The global random state is never drawn from; the model's own dropout advances it as one forward pass does.
     """
 
-    card: ClassVar[Card]
+    card: Card
 
     def __init__(self, loss: Loss, generator: torch.Generator | None = None) -> None:
         if not callable(loss):

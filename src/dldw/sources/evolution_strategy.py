@@ -85,4 +85,4 @@ class EvolutionStrategy(Directional):
         super().__init__(loss, directions, slope, _SHAPINGS[shaping](), evaluate=evaluate, generator=generator)
         self.sigma, self.population, self.shaping, self.antithetic = sigma, population, shaping, antithetic
         if shaping == "none":
-            self.card = replace(self.card, claim="unbiased", additive=True)  # type: ignore[misc]
+            self.card = replace(self.card, claim="unbiased", additive=True)

@@ -71,7 +71,7 @@ def load_task(name: str, data: Path | None = None) -> Task:
     found = task_class(name)
     takes_data = "data" in inspect.signature(found).parameters
     try:
-        task = found(data=data) if takes_data else found()  # type: ignore[call-arg]
+        task = found(**({"data": data} if takes_data else {}))
     except (DldwError, ModuleNotFoundError):
         raise
     except Exception as error:

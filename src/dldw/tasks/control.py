@@ -82,7 +82,7 @@ class Control(Task):
         return state
 
     @property
-    def loss(self) -> Rollout:  # type: ignore[override]
+    def loss(self) -> Rollout:  # type: ignore[override]  # an object that is called, not a method: REINFORCE asks it for more
         """Minus the return of each episode, [B]."""
         return self._training
 

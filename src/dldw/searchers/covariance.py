@@ -12,6 +12,8 @@ from torch import Tensor
 from dldw.errors import DldwError
 
 _BLOCK = 512
+_LARGEST = 5_000
+"""Weights up to which a decomposition takes about a minute and the matrices fit in the memory of a laptop."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,6 @@ class Full(Covariance):
 
     def variances(self) -> Tensor:
         return self.C.diagonal()
-
-
-_LARGEST = 5_000
-"""Weights up to which a decomposition takes about a minute and the matrices fit in the memory of a laptop."""
 
 
 class Diagonal(Covariance):

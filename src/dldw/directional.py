@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
 from operator import mul
 from statistics import fmean
 from weakref import ref
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dldw.directions import Directions
+from dldw.directions import Directions, Drawn
 from dldw.evaluate import Evaluator, Mode
 from dldw.objective import Objective
 from dldw.slopes import Measured, Slope
@@ -71,6 +72,33 @@ class Standardised(Combine):
         return shaped
 
 
+@dataclass
+class Estimate:
+    """What an estimate consists of: ghat = sum_i coefficients[i] * z_i.
+
+    Attributes:
+        loss: The detached loss, [].
+        coefficients: One for each direction.
+        drawn: All directions, in order; those that do not fit together are drawn as they are asked for, once.
+    """
+
+    loss: Tensor
+    coefficients: list[float]
+    drawn: Iterable[Drawn]
+
+    def parts(self) -> Iterator[tuple[Drawn, list[float]]]:
+        """The directions, as many at a time as are held, each with its coefficient."""
+        return paired(self.drawn, self.coefficients)
+
+
+def paired(drawn: Iterable[Drawn], coefficients: list[float]) -> Iterator[tuple[Drawn, list[float]]]:
+    """Directions with their coefficients."""
+    at = 0
+    for some in drawn:
+        yield some, coefficients[at : at + some.count]
+        at += some.count
+
+
 class Directional(GradientSource):
     """Estimates dL/dw from slopes along directions; every named directional method is this with its three choices made.
 
@@ -121,35 +149,57 @@ class Directional(GradientSource):
         weights = self._prepare(model)
         generator = self._generator_on(weights.device)
         with torch.no_grad():
+            estimate = self._estimate(Objective(model, self.loss, batch, weights), generator)
+            for drawn, coefficients in estimate.parts():
+                drawn.accumulate(weights, coefficients)
+        return estimate.loss
+
+    def estimate(self, model: nn.Module, batch: Batch) -> Estimate:
+        """What a call adds to ``.grad``, as directions and coefficients: nothing of the size of the model is made.
+
+        Raises:
+            NonFiniteLossError, DldwError: See ``GradientSource``.
+        """
+        weights = self._prepare(model)
+        generator = self._generator_on(weights.device)
+        with torch.no_grad():
             return self._estimate(Objective(model, self.loss, batch, weights), generator)
 
-    def _estimate(self, objective: Objective, generator: torch.Generator) -> Tensor:
-        weights, draw = objective.weights, self._directions.draw
+    def redraw(self, weights: Weights, generator: torch.Generator) -> Iterator[Drawn]:
+        """The directions of one estimate, as many at a time as are held; the same for the same state of ``generator``."""
         count = self._directions.count(weights)
-        rows = 1 if count == 1 else self._evaluator.held(self._directions.held(weights), count)
-        chunks = [(start, min(start + rows, count)) for start in range(0, count, rows)]
-        replay = len(chunks) > 1  # directions that do not fit together are drawn again to be combined
-        states, parts = [], []
-        for start, stop in chunks:
-            if replay:
-                states.append(generator.get_state())
-            drawn = draw(weights, generator, start, stop)
-            parts.append(self._slope.measure(objective, drawn, self._evaluator, generator))
-        measured = _joined(parts) if replay else parts[0]
+        self._slope.steps(count, weights, generator)
+        return self._draw(weights, generator, count)
+
+    def _draw(self, weights: Weights, generator: torch.Generator, count: int) -> Iterator[Drawn]:
+        rows = self._evaluator.held(self._directions.held(weights), count)
+        for start in range(0, count, rows):
+            yield self._directions.draw(weights, generator, start, min(start + rows, count))
+
+    def _estimate(self, objective: Objective, generator: torch.Generator) -> Estimate:
+        weights = objective.weights
+        count = self._directions.count(weights)
+        steps = self._slope.steps(count, weights, generator)
+        drawn: list[Drawn] | None = None
+        if count == 1 or self._evaluator.held(self._directions.held(weights), count) >= count:
+            drawn = [self._directions.draw(weights, generator, 0, count)]
+            measured = self._slope.measure(objective, drawn[0], self._evaluator, steps)
+        else:  # directions that do not fit together are drawn again to be combined
+            state, parts = generator.get_state(), []
+            left = iter(steps)
+            for some in self._draw(weights, generator, count):
+                parts.append(self._slope.measure(objective, some, self._evaluator, list(islice(left, some.count))))
+            measured = Measured([row for part in parts for row in part.losses], parts[0].stencil, steps)
         self._require_dependence(objective, measured.losses)
         objective.finish()
 
         coefficients = self._combine.coefficients(measured, self._directions.factor(weights))
-        if not replay:
-            drawn.accumulate(weights, coefficients)
-        else:
-            end = generator.get_state()
-            for (start, stop), state in zip(chunks, states, strict=True):
-                generator.set_state(state)
-                draw(weights, generator, start, stop).accumulate(weights, coefficients[start:stop])
-            generator.set_state(end)
         loss = objective.plain_loss
-        return objective.tensor(fmean(chain(*measured.losses)) if loss is None else loss)
+        value = objective.tensor(fmean(chain(*measured.losses)) if loss is None else loss)
+        if drawn is None:
+            generator.set_state(state)
+            drawn = self._draw(weights, generator, count)
+        return Estimate(value, coefficients, drawn)
 
     def _require_dependence(self, objective: Objective, losses: list[list[float]]) -> None:
         """Equal losses may be chance (a dead weight, a step network); once for each model, find out."""
@@ -157,8 +207,3 @@ class Directional(GradientSource):
             if all(loss == losses[0][0] for loss in chain(*losses)):
                 objective.require_dependence()
             self._depends = ref(objective.model)
-
-
-def _joined(parts: list[Measured]) -> Measured:
-    losses = [row for part in parts for row in part.losses]
-    return Measured(losses, parts[0].stencil, [step for part in parts for step in part.steps])

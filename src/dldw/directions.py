@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dldw.errors import DldwError
+from dldw.noise import signs
 from dldw.population import DenseMoved, Scales, Stacked
 from dldw.weights import Weights
 
@@ -276,12 +277,3 @@ def _zeros(p: Tensor) -> Tensor:
 def _empty(weights: Weights, count: int) -> Tensor:
     """Room for ``count`` directions, in the widest dtype among the weights."""
     return torch.empty(count * weights.size, dtype=weights.dtype, device=weights.device)
-
-
-def signs(out: Tensor, generator: torch.Generator) -> Tensor:
-    """Fills ``out`` with random signs, 64 to each random word, as ``bernoulli_`` takes a draw for each."""
-    words = torch.empty((out.numel() + 63) // 64, dtype=torch.int64, device=out.device)
-    words.random_(-(2**63), None, generator=generator)
-    bits = torch.arange(8, dtype=torch.uint8, device=out.device)
-    signs = words.view(torch.uint8).unsqueeze(1).bitwise_right_shift(bits).bitwise_and_(1)
-    return torch.sub(1, signs.view(-1)[: out.numel()].view(out.shape).to(out.dtype), alpha=2, out=out)

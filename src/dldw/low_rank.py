@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dldw.directions import Directions, Drawn, signs
+from dldw.directions import Directions, Drawn
 from dldw.errors import DldwError
+from dldw.noise import signs
 from dldw.perturbed import Perturbed
 from dldw.population import DenseMoved, LowRankMoved, Scales, Stacked
 from dldw.weights import Weights

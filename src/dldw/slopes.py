@@ -40,8 +40,12 @@ class Slope(ABC):
     """Losses taken along one direction."""
 
     @abstractmethod
-    def measure(self, objective: Objective, drawn: Drawn, evaluate: Evaluator, generator: torch.Generator) -> Measured:
-        """Measures along all of ``drawn``; a step length that is random is drawn from ``generator``."""
+    def steps(self, count: int, weights: Weights, generator: torch.Generator) -> list[float]:
+        """Lengths of the steps along ``count`` directions; random ones are drawn from ``generator``."""
+
+    @abstractmethod
+    def measure(self, objective: Objective, drawn: Drawn, evaluate: Evaluator, steps: list[float]) -> Measured:
+        """Measures along all of ``drawn``, a step for each."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,7 @@ class _Difference(Slope):
         self.step = step
         self.width = len(self.offsets)
 
-    def measure(self, objective: Objective, drawn: Drawn, evaluate: Evaluator, generator: torch.Generator) -> Measured:
-        steps = self._steps(drawn.count, objective.weights, generator)
+    def measure(self, objective: Objective, drawn: Drawn, evaluate: Evaluator, steps: list[float]) -> Measured:
         losses = evaluate(objective, Probes(drawn, objective.weights, self.offsets, steps))
         if self.baseline:
             plain = objective.plain()
@@ -93,7 +96,7 @@ class _Difference(Slope):
                 row.append(plain)
         return Measured(losses, self.stencil, steps)
 
-    def _steps(self, count: int, weights: Weights, generator: torch.Generator) -> list[float]:
+    def steps(self, count: int, weights: Weights, generator: torch.Generator) -> list[float]:
         if isinstance(self.step, Uniform):
             return [self.step.draw(generator, weights.device) for _ in range(count)]
         if self.step is not None:
@@ -125,10 +128,13 @@ class Jvp(Slope):
 
     width = 1
 
-    def measure(self, objective: Objective, drawn: Drawn, evaluate: Evaluator, generator: torch.Generator) -> Measured:
+    def steps(self, count: int, weights: Weights, generator: torch.Generator) -> list[float]:
+        return [1.0] * count
+
+    def measure(self, objective: Objective, drawn: Drawn, evaluate: Evaluator, steps: list[float]) -> Measured:
         last = drawn.count - 1
         slopes = [objective.jvp(drawn.tangents(objective.weights, i), plain=i == last)[1] for i in range(drawn.count)]
-        return Measured([[slope] for slope in slopes], (1.0,), [1.0] * drawn.count)
+        return Measured([[slope] for slope in slopes], (1.0,), steps)
 
 
 class Probes:

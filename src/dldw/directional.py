@@ -19,6 +19,7 @@ from dldw.evaluate import Evaluator, Mode
 from dldw.objective import Objective
 from dldw.slopes import Measured, Slope
 from dldw.source import Batch, GradientSource, Loss
+from dldw.weights import Weights
 
 
 class Combine(ABC):
@@ -176,29 +177,31 @@ class Directional(GradientSource):
         for start in range(0, count, rows):
             yield self._directions.draw(weights, generator, start, min(start + rows, count))
 
+    def _again(self, weights: Weights, generator: torch.Generator, count: int, state: Tensor) -> Iterator[Drawn]:
+        generator.set_state(state)
+        yield from self._draw(weights, generator, count)
+
     def _estimate(self, objective: Objective, generator: torch.Generator) -> Estimate:
         weights = objective.weights
         count = self._directions.count(weights)
         steps = self._slope.steps(count, weights, generator)
-        drawn: list[Drawn] | None = None
         if count == 1 or self._evaluator.held(self._directions.held(weights), count) >= count:
-            drawn = [self._directions.draw(weights, generator, 0, count)]
-            measured = self._slope.measure(objective, drawn[0], self._evaluator, steps)
+            one = self._directions.draw(weights, generator, 0, count)
+            drawn: Iterable[Drawn] = (one,)
+            measured = self._slope.measure(objective, one, self._evaluator, steps)
         else:  # directions that do not fit together are drawn again to be combined
             state, parts = generator.get_state(), []
             left = iter(steps)
             for some in self._draw(weights, generator, count):
                 parts.append(self._slope.measure(objective, some, self._evaluator, list(islice(left, some.count))))
             measured = Measured([row for part in parts for row in part.losses], parts[0].stencil, steps)
+            drawn = self._again(weights, generator, count, state)
         self._require_dependence(objective, measured.losses)
         objective.finish()
 
         coefficients = self._combine.coefficients(measured, self._directions.factor(weights))
         loss = objective.plain_loss
         value = objective.tensor(fmean(chain(*measured.losses)) if loss is None else loss)
-        if drawn is None:
-            generator.set_state(state)
-            drawn = self._draw(weights, generator, count)
         return Estimate(value, coefficients, drawn)
 
     def _require_dependence(self, objective: Objective, losses: list[list[float]]) -> None:

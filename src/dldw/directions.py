@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from dldw.errors import DldwError
 from dldw.noise import signs
 from dldw.population import DenseMoved, Scales, Stacked
 from dldw.weights import Weights
+
+Rows = slice | EllipsisType
+"""Rows of a weight; a weight without dimensions is one piece."""
 
 
 class Drawn(ABC):
@@ -34,8 +38,20 @@ class Drawn(ABC):
         """z_row itself, one tensor for each weight."""
 
     @abstractmethod
+    def sums(self, weights: Weights, coefficients: list[float]) -> Iterator[tuple[int, Rows, Tensor]]:
+        """The sum of coefficients[i] * z_i, piece by piece: the number of a weight, some of its rows, the sum there.
+
+        Pieces that are left out are zero; no row comes twice.
+        """
+
     def accumulate(self, weights: Weights, coefficients: list[float]) -> None:
         """Adds the sum of coefficients[i] * z_i to the ``.grad`` of the weights."""
+        for p in weights.tensors:
+            if p.grad is None:
+                p.grad = _zeros(p)
+        for i, rows, total in self.sums(weights, coefficients):
+            if (grad := weights.tensors[i].grad) is not None:
+                grad[rows].add_(total)
 
 
 class Directions(ABC):
@@ -171,6 +187,11 @@ class Dense(Drawn):
     def tangents(self, weights: Weights, row: int) -> list[Tensor]:
         return self._first or [z[row] for z in self.z]
 
+    def sums(self, weights: Weights, coefficients: list[float]) -> Iterator[tuple[int, Rows, Tensor]]:
+        wide = torch.tensor(coefficients, dtype=weights.dtype, device=weights.device)
+        for i, (p, z) in enumerate(zip(weights.tensors, self.z, strict=True)):
+            yield i, ..., (wide.to(p.dtype) @ z.view(self.count, -1)).view(p.shape)
+
     def accumulate(self, weights: Weights, coefficients: list[float]) -> None:
         if self.count == 1:
             for p, z in zip(weights.tensors, self._first, strict=True):
@@ -179,9 +200,8 @@ class Dense(Drawn):
                 else:
                     p.grad.add_(z, alpha=coefficients[0])
             return
-        wide = torch.tensor(coefficients, dtype=weights.dtype, device=weights.device)
-        for p, z in zip(weights.tensors, self.z, strict=True):
-            _add(p, (wide.to(p.dtype) @ z.view(self.count, -1)).view(p.shape))
+        for i, _, total in self.sums(weights, coefficients):
+            _add(weights.tensors[i], total)
 
 
 class Coordinates(Drawn):
@@ -237,13 +257,17 @@ class Coordinates(Drawn):
             if (grad := weights.tensors[tensor].grad) is not None:
                 _add_to_entry(grad, offset, coefficients[0])
             return
+        for i, _, total in self.sums(weights, coefficients):
+            _add(weights.tensors[i], total)
+
+    def sums(self, weights: Weights, coefficients: list[float]) -> Iterator[tuple[int, Rows, Tensor]]:
         tensors, offsets = np.array(self.at).T
         for i in np.unique(tensors).tolist():
             p, mine = weights.tensors[i], tensors == i
             total = torch.zeros(p.numel(), dtype=p.dtype, device=p.device)
             index = torch.as_tensor(offsets[mine], device=p.device)
             total.index_add_(0, index, torch.as_tensor(np.array(coefficients)[mine]).to(total))
-            _add(p, total.view(p.shape))
+            yield i, ..., total.view(p.shape)
 
 
 def _add_to_entry(tensor: Tensor, offset: int, value: float) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dldw.directions import Directions, Drawn
+from dldw.directions import Directions, Drawn, Rows
 from dldw.errors import DldwError
-from dldw.noise import signs
+from dldw.noise import TILE, signs
 from dldw.perturbed import Perturbed
 from dldw.population import DenseMoved, LowRankMoved, Scales, Stacked
 from dldw.weights import Weights
@@ -104,14 +104,32 @@ class LowRankDrawn(Drawn):
             for p, f in zip(weights.tensors, self.factors, strict=True)
         ]
 
+    def sums(self, weights: Weights, coefficients: list[float]) -> Iterator[tuple[int, Rows, Tensor]]:
+        for i, (p, factors) in enumerate(zip(weights.tensors, self._summed(weights, coefficients), strict=True)):
+            if isinstance(factors, Tensor):
+                yield i, ..., factors
+            else:
+                a, b = factors
+                height = max(1, TILE * len(a) // p.numel())
+                for start in range(0, len(a), height):
+                    rows = slice(start, start + height)
+                    yield i, rows, (a[rows] @ b.mT).view(-1, *p.shape[1:])
+
     def accumulate(self, weights: Weights, coefficients: list[float]) -> None:
-        each = torch.tensor(coefficients, dtype=torch.float64).view(-1, 1, 1)
-        for p, factors in zip(weights.tensors, self.factors, strict=True):
+        for p, factors in zip(weights.tensors, self._summed(weights, coefficients), strict=True):
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
+            if isinstance(factors, Tensor):
+                p.grad.add_(factors)
+            else:
+                p.grad.view(p.shape[0], -1).addmm_(factors[0], factors[1].mT)
+
+    def _summed(self, weights: Weights, coefficients: list[float]) -> Iterator[_Factors]:
+        """The sum of coefficients[i] * z_i: a vector [*shape], or factors [m, n r] and [k, n r] of a matrix."""
+        each = torch.tensor(coefficients, dtype=torch.float64).view(-1, 1, 1)
+        for p, factors in zip(weights.tensors, self.factors, strict=True):
             c = each.to(p)
             if isinstance(factors, Tensor):
-                p.grad.add_(torch.tensordot(c.view(-1), factors, dims=1))
+                yield torch.tensordot(c.view(-1), factors, dims=1)
             else:
-                a, b = (f.transpose(0, 1).flatten(1) for f in (c * factors[0], factors[1]))  # [m, n r], [k, n r]
-                p.grad.view(p.shape[0], -1).addmm_(a, b.mT)
+                yield (c * factors[0]).transpose(0, 1).flatten(1), factors[1].transpose(0, 1).flatten(1)

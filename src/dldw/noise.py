@@ -13,6 +13,9 @@ Distribution = Literal["rademacher", "gaussian"]
 Key = tuple[int, int]
 """128 bits, as two numbers below 2^63, that make the noise of one direction its own."""
 
+TILE = 1 << 20
+"""Numbers made at a time: enough for a product to run at full speed, few beside any model that needs to be streamed."""
+
 
 def draw_keys(generator: torch.Generator, count: int) -> list[Key]:
     """Keys from ``generator``, the same for the same state."""

@@ -25,6 +25,7 @@ METHODS = {
     "spsa": "dldw.sources.spsa:SPSA",
     "evolution-strategy": "dldw.sources.evolution_strategy:EvolutionStrategy",
     "low-rank-evolution": "dldw.sources.low_rank_evolution:LowRankEvolution",
+    "mezo": "dldw.sources.mezo:MeZO",
     "forward-gradient": "dldw.sources.forward_gradient:ForwardGradient",
     "reinforce": "dldw.sources.reinforce:Reinforce",
     "random-search": "dldw.searchers.random_search:RandomSearch",

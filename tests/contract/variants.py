@@ -40,6 +40,7 @@ _SETTINGS: dict[str, list[dict[str, object]]] = {
         {"evaluate": "batched"},
         {"rank": 2, "noise": "gaussian"},
     ],
+    "mezo": [{"directions": 4, "distribution": "rademacher"}, {"directions": 8, "evaluate": "batched"}],
     "forward-gradient": [{"directions": 4}],
 }
 DETERMINISTIC = {"backprop", "finite-difference"}

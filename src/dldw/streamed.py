@@ -1,0 +1,239 @@
+"""Directions in full that are never held: noise by counter, made a tile at a time where it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dldw.directions import Directions, Drawn, Rows
+from dldw.errors import DldwError
+from dldw.noise import TILE, Distribution, Key, draw_keys, fill
+from dldw.perturbed import StandIn
+from dldw.population import DenseMoved, Scales, Stacked
+from dldw.weights import Weights
+
+
+@dataclass(frozen=True)
+class Streamed(Directions):
+    """Independent entries of variance 1, made anew wherever they are needed: a direction takes 128 bits.
+
+    Args:
+        directions: How many.
+        distribution: ``rademacher`` (random signs) or ``gaussian``.
+    """
+
+    directions: int = 1
+    distribution: Distribution = "rademacher"
+
+    def __post_init__(self) -> None:
+        if self.directions < 1:
+            raise DldwError(
+                f"directions must be at least 1, got {self.directions}: without one there is nothing to probe."
+            )
+        if self.distribution not in get_args(Distribution):
+            raise DldwError(f"distribution must be rademacher or gaussian, got {self.distribution!r}.")
+
+    def count(self, weights: Weights) -> int:
+        return self.directions
+
+    def held(self, weights: Weights) -> int:
+        return 16
+
+    def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
+        return StreamedDrawn(draw_keys(generator, stop - start), self.distribution)
+
+
+class StreamedDrawn(Drawn):
+    """Directions by their keys.
+
+    Args:
+        keys: One for each direction.
+        distribution: Of the entries.
+    """
+
+    def __init__(self, keys: list[Key], distribution: Distribution) -> None:
+        self.count = len(keys)
+        self.keys, self.distribution = keys, distribution
+
+    def noise(self, p: Tensor, index: int, row: int) -> Noise:
+        """z_row of the weight ``p``, which is number ``index`` of the model."""
+        return Noise(p, self.distribution, self.keys[row], index)
+
+    def perturbed(self, weights: Weights, row: int, scale: float) -> Sequence[Tensor]:
+        noises = [self.noise(p, i, row) for i, p in enumerate(weights.tensors)]
+        return [
+            Moving(noise, scale) if noise.weight.ndim > 1 else torch.add(noise.weight, noise.whole(), alpha=scale)
+            for noise in noises
+        ]
+
+    def stacked(self, weights: Weights, start: int, scales: Scales) -> Sequence[Stacked]:
+        rows = range(start, start + len(scales[0]))
+        return [
+            DenseMoved(p, scales, torch.stack([self.noise(p, i, row).whole() for row in rows]))
+            for i, p in enumerate(weights.tensors)
+        ]
+
+    def tangents(self, weights: Weights, row: int) -> Sequence[Tensor]:
+        return [self.noise(p, i, row).whole() for i, p in enumerate(weights.tensors)]
+
+    def sums(self, weights: Weights, coefficients: list[float]) -> Iterator[tuple[int, Rows, Tensor]]:
+        for i, p in enumerate(weights.tensors):
+            noises = [self.noise(p, i, row) for row in range(self.count)]
+            for tile in range(noises[0].tiles):
+                total = noises[0].tile(tile).mul_(coefficients[0])
+                for noise, c in zip(noises[1:], coefficients[1:], strict=True):
+                    total.add_(noise.tile(tile), alpha=c)
+                yield i, noises[0].rows(tile), total
+
+
+class Noise:
+    """z for one weight, tile by tile. A tile is some rows, the same ones for every weight of that shape.
+
+    Args:
+        weight: The weight.
+        distribution: Of the entries.
+        key: Of the direction.
+        index: Number of the weight in the model.
+    """
+
+    def __init__(self, weight: Tensor, distribution: Distribution, key: Key, index: int) -> None:
+        self.weight = weight.detach()
+        self._distribution, self._key, self._index = distribution, key, index
+        count, size = len(weight) if weight.ndim else 1, weight.numel()
+        self.height = max(1, TILE * count // max(1, size))
+        self.tiles = -(-count // self.height)
+
+    def rows(self, tile: int) -> Rows:
+        """Which rows of the weight a tile covers; a weight without dimensions is one tile."""
+        return slice(tile * self.height, (tile + 1) * self.height) if self.weight.ndim else ...
+
+    def tile(self, tile: int) -> Tensor:
+        """The numbers of one tile, a new tensor of the dtype of the weight."""
+        out = torch.empty_like(self.weight[self.rows(tile)], memory_format=torch.contiguous_format)
+        return fill(out, self._distribution, self._key, self._index, tile)
+
+    def whole(self) -> Tensor:
+        """All numbers."""
+        if self.tiles == 1:
+            return self.tile(0)
+        return torch.cat([self.tile(tile) for tile in range(self.tiles)])
+
+
+class Moving(StandIn):
+    """W + s z; a product sees one tile of it at a time, and so does an embedding.
+
+    Args:
+        noise: z, and W with it.
+        scale: s.
+    """
+
+    noise: Noise
+    scale: float
+
+    @staticmethod
+    def __new__(cls, noise: Noise, scale: float) -> Moving:
+        weight = noise.weight
+        self = torch.Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype, device=weight.device)
+        self.noise, self.scale = noise, scale
+        moving: Moving = self
+        return moving
+
+    def materialised(self) -> Tensor:
+        out = torch.empty_like(self.noise.weight)
+        for rows, tile in self.moved():
+            out[rows] = tile
+        return out
+
+    def detail(self) -> str:
+        return f"tiles={self.noise.tiles}"
+
+    def moved(self) -> Iterator[tuple[Rows, Tensor]]:
+        """W + s z, tile by tile."""
+        for tile in range(self.noise.tiles):
+            rows = self.noise.rows(tile)
+            yield rows, self.noise.tile(tile).mul_(self.scale).add_(self.noise.weight[rows])
+
+
+def _tiled(x: Any, weight: Any) -> bool:
+    """Whether the product may be taken tile by tile: where autograd or autocast watches, it may not."""
+    return (
+        isinstance(weight, Moving)
+        and type(x) is Tensor
+        and weight.noise.tiles > 1
+        and weight.ndim == 2
+        and x.dtype == weight.dtype
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled(x.device.type)
+        and torch._C._functorch.maybe_current_level() is None
+    )
+
+
+def _linear(x: Tensor, weight: Any, bias: Any = None) -> Any:
+    if not _tiled(x, weight):
+        return NotImplemented
+    out = x.new_empty((*x.shape[:-1], len(weight)))
+    inputs, outputs = x.reshape(-1, x.shape[-1]), out.view(-1, len(weight))
+    for rows, w in weight.moved():
+        if bias is None:
+            torch.mm(inputs, w.mT, out=outputs[:, rows])
+        else:
+            torch.addmm(bias[rows], inputs, w.mT, out=outputs[:, rows])
+    return out
+
+
+def _matmul(x: Any, weight: Any) -> Any:
+    return _addmm(None, x, weight) if _tiled(x, weight) and x.ndim > 1 else NotImplemented
+
+
+def _addmm(bias: Any, x: Any, weight: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    """x W, a sum over tiles, as the rows of W are what is summed over."""
+    if not _tiled(x, weight) or beta != 1 or alpha != 1:
+        return NotImplemented
+    inputs, out = x.reshape(-1, x.shape[-1]), x.new_empty((*x.shape[:-1], weight.shape[1]))
+    outputs = out.view(-1, weight.shape[1])
+    first = torch.mm if bias is None else partial(torch.addmm, bias)
+    for rows, w in weight.moved():
+        part = inputs[:, rows]
+        if rows.start == 0:
+            first(part, w, out=outputs)
+        else:
+            outputs.addmm_(part, w)
+    return out
+
+
+def _embedding(
+    input: Tensor,
+    weight: Any,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    *rest: Any,
+    **named: Any,
+) -> Any:
+    if max_norm is not None or not isinstance(weight, Moving) or weight.noise.tiles == 1 or torch.is_grad_enabled():
+        return NotImplemented
+    noise, height = weight.noise, weight.noise.height
+    out = F.embedding(input, noise.weight, padding_idx)
+    flat, indices = out.view(-1, out.shape[-1]), input.reshape(-1)
+    for tile in torch.unique(indices // height).tolist():
+        hits = (indices // height == tile).nonzero().squeeze(1)
+        flat.index_add_(0, hits, noise.tile(tile)[indices[hits] - tile * height], alpha=weight.scale)
+    return out
+
+
+Moving.rules = {
+    F.linear: _linear,
+    torch.matmul: _matmul,
+    torch.mm: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.__matmul__: _matmul,
+    Tensor.mm: _matmul,
+    torch.addmm: _addmm,
+    Tensor.addmm: _addmm,
+    F.embedding: _embedding,
+}

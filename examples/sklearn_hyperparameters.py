@@ -73,7 +73,7 @@ def main() -> None:
     )
     parser.add_argument("--budget", type=int, default=200, help="evaluations")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log", help="a file to write the run to, which dldw.replay reads")
+    parser.add_argument("--log", help="a file to write the run to, which dldw.replay_search reads")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     generator = torch.Generator().manual_seed(arguments.seed)

@@ -1,4 +1,4 @@
-"""``dldw.minimize`` and the log that ``dldw.replay`` reads."""
+"""``dldw.minimize`` and the log that ``dldw.replay_search`` reads."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_log_replays_to_the_same_best_without_the_function(name, settings, tmp
     run = make(generator=generator, **settings)
     found = dldw.minimize(function, [0.3, -0.4], run, 700, log=tmp_path / "run.jsonl")
     other = make(**settings)
-    again = dldw.replay(tmp_path / "run.jsonl", other)
+    again = dldw.replay_search(tmp_path / "run.jsonl", other)
     assert torch.equal(again.x, found.x)
     assert (again.loss, again.evaluations, again.generations) == (found.loss, found.evaluations, found.generations)
     if run.waiting is None:
@@ -125,7 +125,7 @@ def test_a_log_whose_last_line_is_torn_replays_up_to_there(tmp_path):
         sphere, [0.0, 0.0], dldw.ParticleSwarm(generator=seeded()), 500, callback=lambda now: bests.append(now), log=log
     )
     log.write_bytes(log.read_bytes()[:-30])
-    again = dldw.replay(log, dldw.ParticleSwarm())
+    again = dldw.replay_search(log, dldw.ParticleSwarm())
     assert again.generations == len(bests) - 1
     assert again.loss == bests[-2].loss
     assert torch.equal(again.x, bests[-2].x)
@@ -135,7 +135,7 @@ def test_float32_starts_replay_in_float32(tmp_path):
     found = dldw.minimize(
         sphere, torch.full((2,), 0.1), dldw.ParticleSwarm(generator=seeded()), 300, log=tmp_path / "run.jsonl"
     )
-    again = dldw.replay(tmp_path / "run.jsonl", dldw.ParticleSwarm())
+    again = dldw.replay_search(tmp_path / "run.jsonl", dldw.ParticleSwarm())
     assert found.x.dtype == again.x.dtype == torch.float32
     assert torch.equal(found.x, again.x)
 
@@ -148,7 +148,7 @@ def test_a_file_that_is_no_log_is_an_error(tmp_path, text):
     with pytest.raises(
         dldw.DldwError, match=r"run\.jsonl is no log of dldw\.minimize, or one of another version of it"
     ):
-        dldw.replay(tmp_path / "run.jsonl", dldw.ParticleSwarm())
+        dldw.replay_search(tmp_path / "run.jsonl", dldw.ParticleSwarm())
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_file_that_is_no_log_is_an_error(tmp_path, text):
 def test_replaying_with_another_searcher_is_an_error(tmp_path, other, text):
     dldw.minimize(sphere, [0.0], dldw.ParticleSwarm(generator=seeded()), 100, log=tmp_path / "run.jsonl")
     with pytest.raises(dldw.DldwError, match=text):
-        dldw.replay(tmp_path / "run.jsonl", other())
+        dldw.replay_search(tmp_path / "run.jsonl", other())
 
 
 def test_a_log_with_a_missing_loss_is_an_error(tmp_path):
@@ -174,7 +174,7 @@ def test_a_log_with_a_missing_loss_is_an_error(tmp_path):
     lines[3] = '{"losses": [1.0]}'
     log.write_text("\n".join(lines) + "\n")
     with pytest.raises(dldw.DldwError, match="is damaged: 1 losses where the searcher asks for 4"):
-        dldw.replay(log, dldw.ParticleSwarm(particles=4))
+        dldw.replay_search(log, dldw.ParticleSwarm(particles=4))
 
 
 def test_a_budget_too_small_for_one_generation_is_an_error():

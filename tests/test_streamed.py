@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dldw
-from dldw import noise, streamed
+from dldw import noise
 from dldw.directional import Directional
 from dldw.noise import draw_keys, fill, wind
 from dldw.slopes import Central
@@ -91,7 +91,7 @@ def test_keys_come_from_the_generator_alone():
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(streamed, "TILE", 12)
+    monkeypatch.setattr(noise, "TILE", 12)
 
 
 def stand_in(*shape, distribution="gaussian"):
@@ -184,7 +184,7 @@ def test_variance_on_a_linear_loss(distribution, relative, q):
 
 
 def test_probing_makes_nothing_larger_than_a_tile(monkeypatch):
-    monkeypatch.setattr(streamed, "TILE", 1 << 14)
+    monkeypatch.setattr(noise, "TILE", 1 << 14)
     model, x = nn.Sequential(nn.Linear(512, 512), nn.Tanh(), nn.Linear(512, 8)), torch.randn(2, 512)
     source = dldw.MeZO(lambda m, b: m(b).square().mean(1), evaluate="sequential")
     made = []

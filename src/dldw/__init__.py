@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from dldw.learner import Descent as Descent
     from dldw.learner import Learner as Learner
     from dldw.learner import Search as Search
+    from dldw.learners.forward_only import ForwardOnly as ForwardOnly
+    from dldw.learners.forward_only import RecentMomentum as RecentMomentum
+    from dldw.learners.forward_only import replay as replay
     from dldw.minimum import Minimum as Minimum
     from dldw.minimum import minimize as minimize
-    from dldw.minimum import replay as replay
+    from dldw.minimum import replay_search as replay_search
     from dldw.registry import methods as methods
     from dldw.rollout import Rollout as Rollout
     from dldw.searcher import Searcher as Searcher
@@ -48,9 +51,12 @@ _HOMES = {
     "Descent": "dldw.learner",
     "Learner": "dldw.learner",
     "Search": "dldw.learner",
+    "ForwardOnly": "dldw.learners.forward_only",
+    "RecentMomentum": "dldw.learners.forward_only",
+    "replay": "dldw.learners.forward_only",
     "Minimum": "dldw.minimum",
     "minimize": "dldw.minimum",
-    "replay": "dldw.minimum",
+    "replay_search": "dldw.minimum",
     "methods": "dldw.registry",
     "Rollout": "dldw.rollout",
     "Searcher": "dldw.searcher",

@@ -5,19 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import EllipsisType
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dldw.errors import DldwError
-from dldw.noise import signs
+from dldw.noise import Rows, signs
 from dldw.population import DenseMoved, Scales, Stacked
 from dldw.weights import Weights
-
-Rows = slice | EllipsisType
-"""Rows of a weight; a weight without dimensions is one piece."""
 
 
 class Drawn(ABC):
@@ -41,7 +37,7 @@ class Drawn(ABC):
     def sums(self, weights: Weights, coefficients: list[float]) -> Iterator[tuple[int, Rows, Tensor]]:
         """The sum of coefficients[i] * z_i, piece by piece: the number of a weight, some of its rows, the sum there.
 
-        Pieces that are left out are zero; no row comes twice.
+        Pieces that are left out are zero; no row comes twice. Sums for weights of 16 bits are in float32.
         """
 
     def accumulate(self, weights: Weights, coefficients: list[float]) -> None:
@@ -188,9 +184,10 @@ class Dense(Drawn):
         return self._first or [z[row] for z in self.z]
 
     def sums(self, weights: Weights, coefficients: list[float]) -> Iterator[tuple[int, Rows, Tensor]]:
-        wide = torch.tensor(coefficients, dtype=weights.dtype, device=weights.device)
+        exact = torch.tensor(coefficients, dtype=torch.float64)
         for i, (p, z) in enumerate(zip(weights.tensors, self.z, strict=True)):
-            yield i, ..., (wide.to(p.dtype) @ z.view(self.count, -1)).view(p.shape)
+            c = exact.to(p.device, wide(p))
+            yield i, ..., (c @ z.view(self.count, -1).to(c.dtype)).view(p.shape)
 
     def accumulate(self, weights: Weights, coefficients: list[float]) -> None:
         if self.count == 1:
@@ -264,7 +261,7 @@ class Coordinates(Drawn):
         tensors, offsets = np.array(self.at).T
         for i in np.unique(tensors).tolist():
             p, mine = weights.tensors[i], tensors == i
-            total = torch.zeros(p.numel(), dtype=p.dtype, device=p.device)
+            total = torch.zeros(p.numel(), dtype=wide(p), device=p.device)
             index = torch.as_tensor(offsets[mine], device=p.device)
             total.index_add_(0, index, torch.as_tensor(np.array(coefficients)[mine]).to(total))
             yield i, ..., total.view(p.shape)
@@ -285,9 +282,14 @@ _NUMPY = torch.float32, torch.float64
 
 def _add(p: Tensor, estimate: Tensor) -> None:
     if p.grad is None:
-        p.grad = estimate
+        p.grad = estimate.to(p.dtype)
     else:
         p.grad.add_(estimate)
+
+
+def wide(p: Tensor) -> torch.dtype:
+    """The dtype that sums for this weight are taken in."""
+    return torch.promote_types(p.dtype, torch.float32)
 
 
 _PICK = 64

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dldw.directions import Directions, Drawn, Rows
+from dldw.directions import Directions, Drawn, wide
 from dldw.errors import DldwError
-from dldw.noise import TILE, signs
+from dldw.noise import Rows, signs, tiles
 from dldw.perturbed import Perturbed
 from dldw.population import DenseMoved, LowRankMoved, Scales, Stacked
 from dldw.weights import Weights
@@ -110,9 +110,7 @@ class LowRankDrawn(Drawn):
                 yield i, ..., factors
             else:
                 a, b = factors
-                height = max(1, TILE * len(a) // p.numel())
-                for start in range(0, len(a), height):
-                    rows = slice(start, start + height)
+                for rows in tiles(p):
                     yield i, rows, (a[rows] @ b.mT).view(-1, *p.shape[1:])
 
     def accumulate(self, weights: Weights, coefficients: list[float]) -> None:
@@ -122,14 +120,15 @@ class LowRankDrawn(Drawn):
             if isinstance(factors, Tensor):
                 p.grad.add_(factors)
             else:
-                p.grad.view(p.shape[0], -1).addmm_(factors[0], factors[1].mT)
+                p.grad.view(p.shape[0], -1).addmm_(factors[0].to(p.dtype), factors[1].mT.to(p.dtype))
 
     def _summed(self, weights: Weights, coefficients: list[float]) -> Iterator[_Factors]:
         """The sum of coefficients[i] * z_i: a vector [*shape], or factors [m, n r] and [k, n r] of a matrix."""
         each = torch.tensor(coefficients, dtype=torch.float64).view(-1, 1, 1)
         for p, factors in zip(weights.tensors, self.factors, strict=True):
-            c = each.to(p)
+            c = each.to(p.device, wide(p))
             if isinstance(factors, Tensor):
-                yield torch.tensordot(c.view(-1), factors, dims=1)
+                yield torch.tensordot(c.view(-1), factors.to(c.dtype), dims=1)
             else:
-                yield (c * factors[0]).transpose(0, 1).flatten(1), factors[1].transpose(0, 1).flatten(1)
+                a, b = (f.transpose(0, 1).flatten(1) for f in (c * factors[0], factors[1].to(c.dtype)))
+                yield a, b

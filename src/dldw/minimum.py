@@ -61,7 +61,7 @@ def minimize(
         budget: Evaluations at most; a generation that would exceed it is not begun.
         batched: Whether ``function`` takes all candidates of a generation at once.
         callback: Called after each generation; the search ends when it returns True.
-        log: A file to write the run to as JSON lines, one for each generation, flushed. ``replay`` reads it.
+        log: A file to write the run to as JSON lines, one for each generation, flushed. ``replay_search`` reads it.
 
     Raises:
         DldwError: The budget is not enough for one generation, the function does not return one loss for each point, or
@@ -93,7 +93,7 @@ def minimize(
         return _search(searcher, evaluate, lambda losses: _write(file, {"losses": _plain(losses)}), budget, callback)
 
 
-def replay(log: str | Path, searcher: Searcher) -> Minimum:
+def replay_search(log: str | Path, searcher: Searcher) -> Minimum:
     """Repeats the run that ``minimize`` wrote to ``log``, without evaluating the function, to the same best.
 
     A last line that is torn, because the run was killed, is left out. The searcher then stands where the run stood.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import EllipsisType
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,17 @@ Key = tuple[int, int]
 
 TILE = 1 << 20
 """Numbers made at a time: enough for a product to run at full speed, few beside any model that needs to be streamed."""
+
+Rows = slice | EllipsisType
+"""Rows of a weight; a weight without dimensions is one piece."""
+
+
+def tiles(p: Tensor) -> list[Rows]:
+    """The rows of a weight, as many at a time as make a tile: the same for every weight of that shape."""
+    if not p.ndim:
+        return [...]
+    height = max(1, TILE * len(p) // max(1, p.numel()))
+    return [slice(start, min(start + height, len(p))) for start in range(0, len(p), height)]
 
 
 def draw_keys(generator: torch.Generator, count: int) -> list[Key]:
@@ -32,12 +44,20 @@ def fill(out: Tensor, distribution: Distribution, key: Key, *counter: int) -> Te
         key: Whose noise.
         counter: Which part of it, up to three numbers below 2^63.
     """
-    if distribution == "rademacher" and out.device.type == "cpu":
-        words = _philox(key, counter).random_raw((out.numel() + 63) // 64)
-        return _unpack(torch.from_numpy(words.view(np.int64)), out)
+    if distribution == "rademacher":
+        return _unpack(words((out.numel() + 63) // 64, out.device, key, *counter), out)
     generator = torch.Generator(out.device)
     wind(generator, key, *counter)
-    return out.normal_(generator=generator) if distribution == "gaussian" else signs(out, generator)
+    return out.normal_(generator=generator)
+
+
+def words(count: int, device: torch.device, key: Key, *counter: int) -> Tensor:
+    """Random words of 64 bits, int64 [count]."""
+    if device.type == "cpu":
+        return torch.from_numpy(_philox(key, counter).random_raw(count).view(np.int64))
+    generator = torch.Generator(device)
+    wind(generator, key, *counter)
+    return torch.empty(count, dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
 
 
 def wind(generator: torch.Generator, key: Key, *counter: int) -> None:
@@ -64,8 +84,8 @@ def _philox(key: Key, counter: tuple[int, ...]) -> np.random.Philox:
 
 def signs(out: Tensor, generator: torch.Generator) -> Tensor:
     """Fills ``out`` with random signs, 64 to each random word, as ``bernoulli_`` takes a draw for each."""
-    words = torch.empty((out.numel() + 63) // 64, dtype=torch.int64, device=out.device)
-    return _unpack(words.random_(-(2**63), None, generator=generator), out)
+    drawn = torch.empty((out.numel() + 63) // 64, dtype=torch.int64, device=out.device)
+    return _unpack(drawn.random_(-(2**63), None, generator=generator), out)
 
 
 def _unpack(words: Tensor, out: Tensor) -> Tensor:

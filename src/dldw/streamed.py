@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dldw.directions import Directions, Drawn, Rows
+from dldw.directions import Directions, Drawn, wide
 from dldw.errors import DldwError
-from dldw.noise import TILE, Distribution, Key, draw_keys, fill
+from dldw.noise import Distribution, Key, Rows, draw_keys, fill, tiles
 from dldw.perturbed import StandIn
 from dldw.population import DenseMoved, Scales, Stacked
 from dldw.weights import Weights
@@ -85,11 +85,11 @@ class StreamedDrawn(Drawn):
     def sums(self, weights: Weights, coefficients: list[float]) -> Iterator[tuple[int, Rows, Tensor]]:
         for i, p in enumerate(weights.tensors):
             noises = [self.noise(p, i, row) for row in range(self.count)]
-            for tile in range(noises[0].tiles):
-                total = noises[0].tile(tile).mul_(coefficients[0])
+            for tile, rows in enumerate(noises[0].rows):
+                total = noises[0].tile(tile).to(wide(p)).mul_(coefficients[0])
                 for noise, c in zip(noises[1:], coefficients[1:], strict=True):
                     total.add_(noise.tile(tile), alpha=c)
-                yield i, noises[0].rows(tile), total
+                yield i, rows, total
 
 
 class Noise:
@@ -103,26 +103,19 @@ class Noise:
     """
 
     def __init__(self, weight: Tensor, distribution: Distribution, key: Key, index: int) -> None:
-        self.weight = weight.detach()
+        self.weight, self.rows = weight.detach(), tiles(weight)
         self._distribution, self._key, self._index = distribution, key, index
-        count, size = len(weight) if weight.ndim else 1, weight.numel()
-        self.height = max(1, TILE * count // max(1, size))
-        self.tiles = -(-count // self.height)
 
-    def rows(self, tile: int) -> Rows:
-        """Which rows of the weight a tile covers; a weight without dimensions is one tile."""
-        return slice(tile * self.height, (tile + 1) * self.height) if self.weight.ndim else ...
-
-    def tile(self, tile: int) -> Tensor:
+    def tile(self, number: int) -> Tensor:
         """The numbers of one tile, a new tensor of the dtype of the weight."""
-        out = torch.empty_like(self.weight[self.rows(tile)], memory_format=torch.contiguous_format)
-        return fill(out, self._distribution, self._key, self._index, tile)
+        out = torch.empty_like(self.weight[self.rows[number]], memory_format=torch.contiguous_format)
+        return fill(out, self._distribution, self._key, self._index, number)
 
     def whole(self) -> Tensor:
         """All numbers."""
-        if self.tiles == 1:
+        if len(self.rows) == 1:
             return self.tile(0)
-        return torch.cat([self.tile(tile) for tile in range(self.tiles)])
+        return torch.cat([self.tile(number) for number in range(len(self.rows))])
 
 
 class Moving(StandIn):
@@ -151,12 +144,11 @@ class Moving(StandIn):
         return out
 
     def detail(self) -> str:
-        return f"tiles={self.noise.tiles}"
+        return f"tiles={len(self.noise.rows)}"
 
     def moved(self) -> Iterator[tuple[Rows, Tensor]]:
         """W + s z, tile by tile."""
-        for tile in range(self.noise.tiles):
-            rows = self.noise.rows(tile)
+        for tile, rows in enumerate(self.noise.rows):
             yield rows, self.noise.tile(tile).mul_(self.scale).add_(self.noise.weight[rows])
 
 
@@ -165,7 +157,7 @@ def _tiled(x: Any, weight: Any) -> bool:
     return (
         isinstance(weight, Moving)
         and type(x) is Tensor
-        and weight.noise.tiles > 1
+        and len(weight.noise.rows) > 1
         and weight.ndim == 2
         and x.dtype == weight.dtype
         and not torch.is_grad_enabled()
@@ -215,9 +207,10 @@ def _embedding(
     *rest: Any,
     **named: Any,
 ) -> Any:
-    if max_norm is not None or not isinstance(weight, Moving) or weight.noise.tiles == 1 or torch.is_grad_enabled():
+    if max_norm is not None or not isinstance(weight, Moving) or len(weight.noise.rows) == 1 or torch.is_grad_enabled():
         return NotImplemented
-    noise, height = weight.noise, weight.noise.height
+    noise = weight.noise
+    height = len(noise.weight[noise.rows[0]])
     out = F.embedding(input, noise.weight, padding_idx)
     flat, indices = out.view(-1, out.shape[-1]), input.reshape(-1)
     for tile in torch.unique(indices // height).tolist():

@@ -1,0 +1,1 @@
+"""Learners that fuse estimate and update, one per file."""

@@ -110,7 +110,7 @@ class Directional(GradientSource):
         directions: Which z.
         slope: How the slope along z is found.
         combine: How the slopes are combined; the mean by default.
-        evaluate: ``auto``, ``sequential`` or ``batched``; see ``dldw.evaluate.Evaluator``.
+        evaluate: ``auto``, ``sequential`` or ``batched``, or an ``Evaluator`` with a memory bound of its own.
         generator: See ``GradientSource``.
 
     Example:
@@ -134,12 +134,12 @@ class Directional(GradientSource):
         slope: Slope,
         combine: Combine | None = None,
         *,
-        evaluate: Mode = "auto",
+        evaluate: Mode | Evaluator = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(loss, generator)
         self._directions, self._slope, self._combine = directions, slope, combine or Mean()
-        self._evaluator = Evaluator(evaluate)
+        self._evaluator = evaluate if isinstance(evaluate, Evaluator) else Evaluator(evaluate)
         self._depends: Callable[[], nn.Module | None] = lambda: None
 
     @property

@@ -29,6 +29,10 @@ class Drawn(ABC):
     def stacked(self, weights: Weights, start: int, scales: Scales) -> Sequence[Stacked]:
         """w + scales[c][r] * z_(start + r) for all weights, column after column; the parameter itself where z is zero."""
 
+    def member_bytes(self, weights: Weights) -> int:
+        """What the weights of one member take in ``stacked``: here a direction and the sum."""
+        return 2 * weights.bytes
+
     @abstractmethod
     def tangents(self, weights: Weights, row: int) -> Sequence[Tensor]:
         """z_row itself, one tensor for each weight."""

@@ -27,6 +27,11 @@ class Candidates(Protocol):
 
     width: int
 
+    @property
+    def member_bytes(self) -> int:
+        """What the weights of one member take in a stack."""
+        ...
+
     def __len__(self) -> int: ...
 
     def member(self, row: int, column: int) -> Sequence[Tensor]:
@@ -111,7 +116,7 @@ class Evaluator:
 
     def _batched(self, objective: Objective, candidates: Candidates) -> np.ndarray:
         count, width = len(candidates), candidates.width
-        rows = self._rows(objective, width, count)
+        rows = self._rows(objective, candidates)
         keep_freed_memory()
         out = np.empty((count, width))
         for start in range(0, count, rows):
@@ -121,15 +126,17 @@ class Evaluator:
             out[start:stop] = means.cpu().numpy().reshape(width, stop - start).T
         return out
 
-    def _rows(self, objective: Objective, width: int, count: int) -> int:
-        """How many of ``count`` rows of ``width`` members go through the model at a time.
+    def _rows(self, objective: Objective, candidates: Candidates) -> int:
+        """How many rows of members go through the model at a time.
 
-        As many as leave what they make in the processor's cache; on other devices, as the memory bound allows.
+        As many as leave what they make in the processor's cache, where the weights fit into it, too; else, and on other
+        devices, as the memory bound allows.
         """
-        weights = objective.weights
-        member = 2 * sum(p.numel() * p.element_size() for p in weights.tensors) + self._footprint(objective)
-        bound = min(self.memory // 2, _CACHE) if weights.device.type == "cpu" else self.memory // 2
-        return max(1, min(count, bound // max(1, width * member)))
+        weights, bound = objective.weights, self.memory // 2
+        if weights.device.type == "cpu" and weights.size * weights.dtype.itemsize <= _CACHE:
+            bound = min(bound, _CACHE)
+        member = candidates.member_bytes + self._footprint(objective)
+        return max(1, min(len(candidates), bound // max(1, candidates.width * member)))
 
     def _footprint(self, objective: Objective) -> int:
         key = objective.signature()

@@ -107,11 +107,11 @@ class Search:
         loss: Loss,
         searcher: Searcher,
         *,
-        evaluate: Mode = "auto",
+        evaluate: Mode | Evaluator = "auto",
         hold: Literal["best", "mean"] = "best",
     ) -> None:
         self.model, self.loss, self.searcher, self.hold = model, loss, searcher, hold
-        self._evaluate = Evaluator(evaluate)
+        self._evaluate = evaluate if isinstance(evaluate, Evaluator) else Evaluator(evaluate)
         self._depends = False
         weights = Weights.of(model)
         weights.require_trainable()
@@ -181,6 +181,10 @@ class _Rows:
 
     def __init__(self, weights: Weights, vectors: Proposals) -> None:
         self.weights, self.vectors = weights, vectors
+
+    @property
+    def member_bytes(self) -> int:
+        return 2 * self.weights.bytes
 
     def __len__(self) -> int:
         return len(self.vectors)

@@ -98,6 +98,9 @@ class LowRankDrawn(Drawn):
             for p, f in zip(weights.tensors, self.factors, strict=True)
         ]
 
+    def member_bytes(self, weights: Weights) -> int:
+        return 2 * sum(t.nbytes for f in self.factors for t in ((f,) if isinstance(f, Tensor) else f)) // self.count
+
     def tangents(self, weights: Weights, row: int) -> Sequence[Tensor]:
         return [
             f[row] if isinstance(f, Tensor) else (f[0][row] @ f[1][row].mT).view(p.shape)

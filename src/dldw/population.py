@@ -124,10 +124,24 @@ class LowRankMoved(Moved):
 
     def added(self, out: Tensor, columns: Tensor) -> Tensor:
         """``out`` [n, m, B] plus what the directions make of each member's own ``columns`` [n, k, B], in place."""
-        count = len(self.scales)
-        thin = self.b.mT.expand(count, *self.b.mT.shape).flatten(0, 1) @ columns
-        scale = torch.tensor(self.scales, dtype=out.dtype, device=out.device).view(count, -1, 1, 1)
-        return out.baddbmm_((scale * self.a).flatten(0, 1), thin)
+        thin = self._each(self.b).mT @ columns
+        return out.baddbmm_(self._scaled(out), thin)
+
+    def add_to_rows(self, out: Tensor, rows: Tensor, shift: Tensor | None) -> None:
+        """Adds to ``out`` [n, B, m] what the directions make of ``rows`` [n, B, k], and ``shift`` [n, m], in one pass."""
+        thin, factor = rows @ self._each(self.b), self._scaled(out)
+        if shift is not None:
+            thin = torch.cat([thin, thin.new_ones(*thin.shape[:-1], 1)], -1)
+            factor = torch.cat([factor, shift.unsqueeze(-1)], -1)
+        out.baddbmm_(thin, factor.mT)
+
+    def _each(self, factor: Tensor) -> Tensor:
+        """A factor for each member, column after column."""
+        return factor.expand(len(self.scales), *factor.shape).flatten(0, 1)
+
+    def _scaled(self, like: Tensor) -> Tensor:
+        scale = torch.tensor(self.scales, dtype=like.dtype, device=like.device).view(len(self.scales), -1, 1, 1)
+        return (scale * self.a).flatten(0, 1)
 
 
 Stacked = Tensor | Moved
@@ -258,7 +272,14 @@ def _product(rules: _Rules, input: Any, weight: Any, bias: Any, transposed: bool
     if not own_input:
         columns = x.reshape(-1, x.shape[-1]).mT
         out = _shared(rules, columns, w, moved, bias)
-    elif len(examples) == 1 or isinstance(moved, LowRankMoved):
+    elif isinstance(moved, LowRankMoved) and (len(examples) > 1 or w.numel() > _LARGE):
+        shift, own_bias = rules.split(bias)
+        out = F.linear(x, w, None if own_bias else shift)  # one product for all members
+        moved.add_to_rows(
+            out.view(len(x), -1, out.shape[-1]), x.reshape(len(x), -1, x.shape[-1]), shift if own_bias else None
+        )
+        return rules.joined(out)
+    elif len(examples) == 1:
         out = _grouped(rules, x.reshape(len(x), -1, x.shape[-1]).mT, w, moved, bias)
     else:
         rows = x.reshape(len(x), -1, x.shape[-1])
@@ -268,6 +289,10 @@ def _product(rules: _Rules, input: Any, weight: Any, bias: Any, transposed: bool
         return rules.joined(out.view(len(out), *examples, -1))
     out = out.mT
     return rules.joined(out if len(examples) == 1 else out.reshape(len(out), *examples, -1))
+
+
+_LARGE = 1 << 16
+"""Numbers in a weight from which one product over the examples of all members beats one for each member."""
 
 
 def _shared(rules: _Rules, columns: Tensor, w: Tensor, moved: Moved | None, bias: Any) -> Tensor:
@@ -331,9 +356,14 @@ def _cross_entropy(
     if reduction != "none" and (weight is not None or bool((target == ignore_index).any())):
         return NotImplemented
     targets = target.expand(len(logits), -1)
+    if logits.is_contiguous():  # as later layers of large models leave them; else the examples are the last dimension
+        flat, shape = logits.flatten(0, 1), targets.shape
+        logits, targets = flat, targets.reshape(-1)
+    else:
+        logits, shape = logits.mT, targets.shape
     losses = F.cross_entropy(
-        logits.mT, targets, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
-    )
+        logits, targets, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
+    ).view(shape)
     return rules.joined(losses if reduction == "none" else getattr(losses, reduction)(1))
 
 

@@ -144,6 +144,10 @@ class Probes:
         self.drawn, self.weights, self.offsets, self.steps = drawn, weights, offsets, steps
         self.width = len(offsets)
 
+    @property
+    def member_bytes(self) -> int:
+        return self.drawn.member_bytes(self.weights)
+
     def __len__(self) -> int:
         return len(self.steps)
 

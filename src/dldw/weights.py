@@ -63,6 +63,7 @@ class Weights:
         self._dicts, self._lengths = dicts, [len(d) for d in dicts]
         self.size = sum(p.numel() for p in self.tensors)
         """d, the number of trainable weights."""
+        self.bytes = sum(p.numel() * p.element_size() for p in self.tensors)
         self._sizes = [p.numel() for p in self.tensors]
         dtypes = {p.dtype for p in self.tensors}
         self.dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.float32

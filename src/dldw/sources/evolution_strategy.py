@@ -11,7 +11,7 @@ from dldw.card import Card, Choice, Float
 from dldw.directional import CenteredRanks, Combine, Directional, Mean, Standardised
 from dldw.directions import Gaussian
 from dldw.errors import DldwError
-from dldw.evaluate import Mode
+from dldw.evaluate import Evaluator, Mode
 from dldw.slopes import Central, ScoreFunction
 from dldw.source import Loss
 
@@ -70,7 +70,7 @@ class EvolutionStrategy(Directional):
         population: int = 32,
         shaping: Shaping = "centered_ranks",
         antithetic: bool = True,
-        evaluate: Mode = "auto",
+        evaluate: Mode | Evaluator = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
         if shaping not in _SHAPINGS:

@@ -7,7 +7,7 @@ import torch
 from dldw.card import Card, Float
 from dldw.directional import Directional
 from dldw.directions import AllCoordinates
-from dldw.evaluate import Mode
+from dldw.evaluate import Evaluator, Mode
 from dldw.slopes import Central, OneSided
 from dldw.source import Loss
 
@@ -56,7 +56,7 @@ class FiniteDifference(Directional):
         *,
         step: float | None = None,
         central: bool = True,
-        evaluate: Mode = "auto",
+        evaluate: Mode | Evaluator = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
         slope = Central(step) if central else OneSided(step)

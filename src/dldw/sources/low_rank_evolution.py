@@ -7,7 +7,7 @@ import torch
 from dldw.card import Card, Choice, Float
 from dldw.directional import Directional
 from dldw.errors import DldwError
-from dldw.evaluate import Mode
+from dldw.evaluate import Evaluator, Mode
 from dldw.low_rank import LowRank, Noise
 from dldw.slopes import Central
 from dldw.source import Loss
@@ -64,7 +64,7 @@ class LowRankEvolution(Directional):
         population: int = 32,
         rank: int = 1,
         noise: Noise = "sign",
-        evaluate: Mode = "auto",
+        evaluate: Mode | Evaluator = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
         if population < 2 or population % 2:

@@ -6,7 +6,7 @@ import torch
 
 from dldw.card import Card, Choice, Float
 from dldw.directional import Directional
-from dldw.evaluate import Mode
+from dldw.evaluate import Evaluator, Mode
 from dldw.noise import Distribution
 from dldw.slopes import Central
 from dldw.source import Loss
@@ -68,7 +68,7 @@ class MeZO(Directional):
         sigma: float = 1e-3,
         directions: int = 1,
         distribution: Distribution = "gaussian",
-        evaluate: Mode = "auto",
+        evaluate: Mode | Evaluator = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(

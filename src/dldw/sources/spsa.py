@@ -10,7 +10,7 @@ from dldw.card import Card, Choice, Float
 from dldw.directional import Directional
 from dldw.directions import Directions, Gaussian, Rademacher, Sphere
 from dldw.errors import DldwError
-from dldw.evaluate import Mode
+from dldw.evaluate import Evaluator, Mode
 from dldw.slopes import Central, OneSided
 from dldw.source import Loss
 
@@ -72,7 +72,7 @@ class SPSA(Directional):
         directions: int = 1,
         distribution: Distribution = "rademacher",
         two_sided: bool = True,
-        evaluate: Mode = "auto",
+        evaluate: Mode | Evaluator = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
         if distribution not in _DISTRIBUTIONS:

@@ -7,7 +7,7 @@ import torch
 from dldw.card import Card, Float
 from dldw.directional import Directional
 from dldw.directions import RandomCoordinates
-from dldw.evaluate import Mode
+from dldw.evaluate import Evaluator, Mode
 from dldw.slopes import OneSided, Uniform
 from dldw.source import Loss
 
@@ -66,7 +66,7 @@ class WeightPerturbation(Directional):
         low: float = -0.1,
         high: float = 0.1,
         weights: int = 1,
-        evaluate: Mode = "auto",
+        evaluate: Mode | Evaluator = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
         slope = OneSided(Uniform(low, high))

@@ -90,7 +90,7 @@ def test_the_update_is_that_of_sgd_on_the_same_estimates(name, momentum, small, 
         torch.testing.assert_close(learner.step(batch), wanted)
         for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
             assert p.grad is None
-            torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
 
 
 def test_weight_decay_and_schedule_are_those_of_torch():
@@ -107,7 +107,7 @@ def test_weight_decay_and_schedule_are_those_of_torch():
         schedule.step()
         learner.step(batch)
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
 
 
 def test_recent_momentum_over_the_whole_run_is_momentum():

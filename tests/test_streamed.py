@@ -137,8 +137,9 @@ def test_the_bias_that_is_added_is_not_written(monkeypatch):
 
 
 @DISTRIBUTIONS
-@pytest.mark.usefixtures("small_tiles")
-def test_probe_and_update_use_the_same_noise(distribution):
+@pytest.mark.parametrize("tile", [12, 1 << 20])
+def test_probe_and_update_use_the_same_noise(distribution, tile, monkeypatch):
+    monkeypatch.setattr(noise, "TILE", tile)
     model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 7), nn.Conv1d(2, 3, 3, padding=1)).double()
     model.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
     weights = Weights(model)
@@ -158,7 +159,9 @@ def test_probe_and_update_use_the_same_noise(distribution):
             torch.testing.assert_close(p.grad, wanted)
 
 
-def test_tensors_of_one_shape_and_directions_of_one_step_have_noise_of_their_own():
+@pytest.mark.parametrize("tile", [12, 1 << 20])
+def test_tensors_of_one_shape_and_directions_of_one_step_have_noise_of_their_own(tile, monkeypatch):
+    monkeypatch.setattr(noise, "TILE", tile)
     model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
     drawn = Streamed(2).draw(Weights(model), torch.Generator().manual_seed(0), 0, 2)
     made = [z for row in range(2) for z in drawn.tangents(Weights(model), row)]
@@ -167,8 +170,10 @@ def test_tensors_of_one_shape_and_directions_of_one_step_have_noise_of_their_own
 
 @pytest.mark.parametrize(("distribution", "relative"), [("rademacher", lambda d: d - 1), ("gaussian", lambda d: d + 1)])
 @pytest.mark.parametrize("q", [1, 4])
-def test_variance_on_a_linear_loss(distribution, relative, q):
-    model, gradient, draws = nn.Linear(5, 7, bias=False).double(), normal(7, 5), 3000
+@pytest.mark.parametrize("tile", [12, 1 << 20])
+def test_variance_on_a_linear_loss(distribution, relative, q, tile, monkeypatch):
+    monkeypatch.setattr(noise, "TILE", tile)
+    model, gradient, draws = nn.Linear(5, 7, bias=False).double(), normal(7, 5), 1500
     source = Directional(
         lambda model, batch: (model.weight * gradient).sum(),
         Streamed(q, distribution),

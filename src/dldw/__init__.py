@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dldw.sources.forward_gradient import ForwardGradient as ForwardGradient
     from dldw.sources.low_rank_evolution import LowRankEvolution as LowRankEvolution
     from dldw.sources.mezo import MeZO as MeZO
+    from dldw.sources.one_sided_batch import OneSidedBatch as OneSidedBatch
     from dldw.sources.reinforce import Reinforce as Reinforce
     from dldw.sources.spsa import SPSA as SPSA
     from dldw.sources.weight_perturbation import WeightPerturbation as WeightPerturbation
@@ -73,6 +74,7 @@ _HOMES = {
     "ForwardGradient": "dldw.sources.forward_gradient",
     "LowRankEvolution": "dldw.sources.low_rank_evolution",
     "MeZO": "dldw.sources.mezo",
+    "OneSidedBatch": "dldw.sources.one_sided_batch",
     "Reinforce": "dldw.sources.reinforce",
     "SPSA": "dldw.sources.spsa",
     "WeightPerturbation": "dldw.sources.weight_perturbation",

@@ -100,6 +100,36 @@ def paired(drawn: Iterable[Drawn], coefficients: list[float]) -> Iterator[tuple[
         at += some.count
 
 
+class LeaveOneOut(Combine):
+    """Each loss less the mean of the others, which does not depend on its direction (Kool et al. 2019)."""
+
+    additive = True
+
+    def shape(self, losses: list[list[float]]) -> list[list[float]]:
+        values = np.array(losses)
+        n = len(values)
+        shaped: list[list[float]] = ((values - values.mean(0)) * (n / (n - 1))).tolist()
+        return shaped
+
+
+@dataclass
+class Deviations(Combine):
+    """What another combination makes of the losses, over the standard deviation of the probed ones in place of the step.
+
+    Args:
+        combine: The other combination.
+        step: Length of the step that a slope is divided by, and that is taken back here.
+    """
+
+    combine: Combine
+    step: float
+    additive = False
+
+    def shape(self, losses: list[list[float]]) -> list[list[float]]:
+        deviation = float(np.array(losses)[:, 0].std(ddof=1)) or 1.0
+        return [[self.step / deviation * value for value in row] for row in self.combine.shape(losses)]
+
+
 class Directional(GradientSource):
     """Estimates dL/dw from slopes along directions; every named directional method is this with its three choices made.
 

@@ -26,6 +26,7 @@ METHODS = {
     "evolution-strategy": "dldw.sources.evolution_strategy:EvolutionStrategy",
     "low-rank-evolution": "dldw.sources.low_rank_evolution:LowRankEvolution",
     "mezo": "dldw.sources.mezo:MeZO",
+    "one-sided-batch": "dldw.sources.one_sided_batch:OneSidedBatch",
     "forward-gradient": "dldw.sources.forward_gradient:ForwardGradient",
     "reinforce": "dldw.sources.reinforce:Reinforce",
     "random-search": "dldw.searchers.random_search:RandomSearch",

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dldw.directions import Directions, Drawn, wide
+from dldw import noise
+from dldw.directions import Dense, Directions, Drawn, wide
 from dldw.errors import DldwError
 from dldw.noise import Distribution, Key, Rows, draw_keys, fill, tiles
 from dldw.perturbed import StandIn
@@ -22,6 +23,8 @@ from dldw.weights import Weights
 @dataclass(frozen=True)
 class Streamed(Directions):
     """Independent entries of variance 1, made anew wherever they are needed: a direction takes 128 bits.
+
+    Those of a small model, which take no more than one tile, are made once and held.
 
     Args:
         directions: How many.
@@ -43,10 +46,19 @@ class Streamed(Directions):
         return self.directions
 
     def held(self, weights: Weights) -> int:
-        return 16
+        return weights.bytes if self._small(weights) else 16
 
     def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
-        return StreamedDrawn(draw_keys(generator, stop - start), self.distribution)
+        count = stop - start
+        if self._small(weights):
+            numbers = torch.empty(count * weights.size, dtype=weights.dtype, device=weights.device)
+            numbers = fill(numbers, self.distribution, draw_keys(generator, 1)[0])
+            return Dense(weights, numbers, count)
+        return StreamedDrawn(draw_keys(generator, count), self.distribution)
+
+    def _small(self, weights: Weights) -> bool:
+        """Whether all directions together take no more than a tile: then they are held, and made once."""
+        return self.directions * weights.size <= noise.TILE
 
 
 class StreamedDrawn(Drawn):
@@ -87,8 +99,8 @@ class StreamedDrawn(Drawn):
             noises = [self.noise(p, i, row) for row in range(self.count)]
             for tile, rows in enumerate(noises[0].rows):
                 total = noises[0].tile(tile).to(wide(p)).mul_(coefficients[0])
-                for noise, c in zip(noises[1:], coefficients[1:], strict=True):
-                    total.add_(noise.tile(tile), alpha=c)
+                for other, c in zip(noises[1:], coefficients[1:], strict=True):
+                    total.add_(other.tile(tile), alpha=c)
                 yield i, rows, total
 
 

@@ -134,6 +134,7 @@ def digits():
 
 
 SETTINGS = {
+    "one-sided-batch": (150, {"lr": 0.03}),
     "weight-perturbation": (1500, {"lr": 20.0}),
     "weight-perturbation[weights=3]": (600, {"lr": 20.0}),
     "evolution-strategy": (150, {"lr": 2.0}),

@@ -41,6 +41,11 @@ _SETTINGS: dict[str, list[dict[str, object]]] = {
         {"rank": 2, "noise": "gaussian"},
     ],
     "mezo": [{"directions": 4, "distribution": "rademacher"}, {"directions": 8, "evaluate": "batched"}],
+    "one-sided-batch": [
+        {"baseline": "leave-one-out"},
+        {"normalise": True},
+        {"directions": 2, "evaluate": "sequential"},
+    ],
     "forward-gradient": [{"directions": 4}],
 }
 DETERMINISTIC = {"backprop", "finite-difference"}

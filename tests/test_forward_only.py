@@ -466,7 +466,9 @@ def test_directions_are_drawn_again_as_they_were(directions, slope, memory):
     estimate = source.estimate(two, batch)
     source.generator.manual_seed(4)
     weights = dldw.weights.Weights.of(two)
-    for drawn, coefficients in dldw.directional.paired(source.redraw(weights, source.generator), estimate.coefficients):
+    for drawn, coefficients in dldw.directional.paired(
+        source.redraw(weights, source.generator, 5), estimate.coefficients
+    ):
         drawn.accumulate(weights, coefficients)
     assert torch.equal(source.generator.get_state(), after)
     for p, q in zip(one.parameters(), two.parameters(), strict=True):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dldw.sources.low_rank_evolution import LowRankEvolution as LowRankEvolution
     from dldw.sources.mezo import MeZO as MeZO
     from dldw.sources.one_sided_batch import OneSidedBatch as OneSidedBatch
+    from dldw.sources.per_example_perturbation import PerExamplePerturbation as PerExamplePerturbation
     from dldw.sources.reinforce import Reinforce as Reinforce
     from dldw.sources.spsa import SPSA as SPSA
     from dldw.sources.weight_perturbation import WeightPerturbation as WeightPerturbation
@@ -75,6 +76,7 @@ _HOMES = {
     "LowRankEvolution": "dldw.sources.low_rank_evolution",
     "MeZO": "dldw.sources.mezo",
     "OneSidedBatch": "dldw.sources.one_sided_batch",
+    "PerExamplePerturbation": "dldw.sources.per_example_perturbation",
     "Reinforce": "dldw.sources.reinforce",
     "SPSA": "dldw.sources.spsa",
     "WeightPerturbation": "dldw.sources.weight_perturbation",

@@ -196,9 +196,8 @@ class Directional(GradientSource):
         with torch.no_grad():
             return self._estimate(Objective(model, self.loss, batch, weights), generator)
 
-    def redraw(self, weights: Weights, generator: torch.Generator) -> Iterator[Drawn]:
-        """The directions of one estimate, as many at a time as are held; the same for the same state of ``generator``."""
-        count = self._directions.count(weights)
+    def redraw(self, weights: Weights, generator: torch.Generator, count: int) -> Iterator[Drawn]:
+        """The ``count`` directions of an estimate, some at a time; the same for the same state of ``generator``."""
         self._slope.steps(count, weights, generator)
         return self._draw(weights, generator, count)
 
@@ -213,7 +212,7 @@ class Directional(GradientSource):
 
     def _estimate(self, objective: Objective, generator: torch.Generator) -> Estimate:
         weights = objective.weights
-        count = self._directions.count(weights)
+        count = self._slope.count(self._directions.count(weights), objective)
         steps = self._slope.steps(count, weights, generator)
         if count == 1 or self._evaluator.held(self._directions.held(weights), count) >= count:
             one = self._directions.draw(weights, generator, 0, count)

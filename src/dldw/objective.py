@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from dldw.errors import DldwError, NonFiniteLossError
+from dldw.population import Stacked, population_losses
 from dldw.weights import Weights
 
 if TYPE_CHECKING:
@@ -71,6 +72,51 @@ class Objective:
             self._random.rewind()
             self.plain_loss = self.mean(self._call(), "at the model's own weights")
         return self.plain_loss
+
+    def each_at(self, stacked: Sequence[Stacked]) -> Tensor:
+        """The loss of each example at weights of its own, [B] in float64, in one pass.
+
+        Args:
+            stacked: The weights, as many members as examples.
+
+        Raises:
+            DldwError: The loss is not one value per example, or vmap cannot go through the model.
+        """
+        leaves, structure = tree_flatten(self.batch)
+        own = [i for i, t in enumerate(leaves) if isinstance(t, Tensor)]
+        each = [leaves[i].unsqueeze(1) for i in own]  # a batch of one example
+        batch, count = self.batch, len(each[0])
+
+        def at(values: list[Tensor]) -> Tensor:
+            for i, value in zip(own, values[len(stacked) :], strict=True):
+                leaves[i] = value
+            self.batch = tree_unflatten(leaves, structure)
+            value = self.at(values[: len(stacked)])
+            if not isinstance(value, Tensor) or value.ndim != 1:
+                raise DldwError(_PER_EXAMPLE)
+            return value
+
+        try:
+            losses = population_losses(at, [*stacked, *each], count, "different")
+        except DldwError:
+            raise
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise DldwError(
+                f"{self.weights.kind} cannot be run on each example with weights of its own, under torch.func.vmap: "
+                f"{str(error).strip().splitlines()[0]} Use a source with directions for the whole batch, such as MeZO."
+            ) from error
+        finally:
+            self.batch = batch
+        return losses.double().view(count)
+
+    def plain_each(self) -> Tensor:
+        """The loss of each example at the model's own weights, [B] in float64."""
+        self._random.rewind()
+        value = self._call()
+        self.plain_loss = self.mean(value, "at the model's own weights")
+        if value.ndim != 1:
+            raise DldwError(_PER_EXAMPLE)
+        return value.double()
 
     def with_graph(self) -> Tensor:
         """The loss at the model's own weights as the user's function returns it, for autograd to follow."""
@@ -207,6 +253,10 @@ class Objective:
             container[key] = original
 
 
+_PER_EXAMPLE = (
+    "a direction for each example needs the loss of each example, one value per example [B], got a scalar. "
+    "Leave the mean out of the loss function (reduction='none')."
+)
 _INDEPENDENT = (
     "the loss does not depend on the model's trainable weights: {how}. "
     "Use the model that the loss function is given, not one it captured, and do not detach its output."

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -127,6 +127,13 @@ class LowRankMoved(Moved):
         thin = self._each(self.b).mT @ columns
         return out.baddbmm_(self._scaled(out), thin)
 
+    def picked_each(self, index: Tensor) -> Tensor:
+        """Rows ``index`` [n, ..] of each member's own step: [n, .., k]."""
+        places = torch.arange(self.members, device=index.device).remainder_(self.rows).mul_(self.a.shape[1])
+        rows = self.a.flatten(0, 1)[index + places.view(-1, *[1] * (index.ndim - 1))]
+        scale = torch.tensor(self.scales, dtype=rows.dtype, device=rows.device).view(-1, 1, 1)
+        return (rows.view(self.members, -1, rows.shape[-1]) @ (scale * self._each(self.b)).mT).view(*index.shape, -1)
+
     def add_to_rows(self, out: Tensor, rows: Tensor, shift: Tensor | None) -> None:
         """Adds to ``out`` [n, B, m] what the directions make of ``rows`` [n, B, k], and ``shift`` [n, m], in one pass."""
         thin, factor = rows @ self._each(self.b), self._scaled(out)
@@ -148,15 +155,21 @@ Stacked = Tensor | Moved
 """One weight of all members: [n, *shape], or moved along directions."""
 
 
-def population_losses(function: Callable[[list[Tensor]], Tensor], stacked: Sequence[Stacked], members: int) -> Tensor:
-    """``function`` of the weights of each member, [n] or [n, B]; random numbers are the same for all members.
+def population_losses(
+    function: Callable[[list[Tensor]], Tensor],
+    stacked: Sequence[Stacked],
+    members: int,
+    randomness: Literal["same", "different"] = "same",
+) -> Tensor:
+    """``function`` of the weights of each member, [n] or [n, B].
 
     Args:
         function: Takes one weight tensor for each of ``stacked`` and returns a loss, a scalar or [B].
         stacked: The weights.
         members: n.
+        randomness: Whether random layers draw the ``same`` numbers for all members or ``different`` ones.
     """
-    level = functorch._vmap_increment_nesting(members, "same")
+    level = functorch._vmap_increment_nesting(members, randomness)
     try:
         with _Rules(level):
             out = function([_weight(weight, level) for weight in stacked])
@@ -272,7 +285,7 @@ def _product(rules: _Rules, input: Any, weight: Any, bias: Any, transposed: bool
     if not own_input:
         columns = x.reshape(-1, x.shape[-1]).mT
         out = _shared(rules, columns, w, moved, bias)
-    elif isinstance(moved, LowRankMoved) and (len(examples) > 1 or w.numel() > _LARGE):
+    elif isinstance(moved, LowRankMoved) and (len(examples) > 1 or examples[0] == 1 or w.numel() > _LARGE):
         shift, own_bias = rules.split(bias)
         out = F.linear(x, w, None if own_bias else shift)  # one product for all members
         moved.add_to_rows(
@@ -331,9 +344,14 @@ def _embedding(
     *rest: Any,
     **named: Any,
 ) -> Any:
-    if max_norm is not None or not isinstance(weight, Member) or _batched(input):
+    if max_norm is not None or not isinstance(weight, Member):
         return NotImplemented
     moved = weight.moved
+    index, own = rules.split(input)
+    if own and not isinstance(moved, LowRankMoved):
+        return NotImplemented
+    if own:
+        return rules.joined(moved.picked_each(index).add_(F.embedding(index, moved.weight)))
     return rules.joined(moved.moved(F.embedding(input, moved.weight), moved.picked(input)))
 
 

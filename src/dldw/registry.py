@@ -27,6 +27,7 @@ METHODS = {
     "low-rank-evolution": "dldw.sources.low_rank_evolution:LowRankEvolution",
     "mezo": "dldw.sources.mezo:MeZO",
     "one-sided-batch": "dldw.sources.one_sided_batch:OneSidedBatch",
+    "per-example-perturbation": "dldw.sources.per_example_perturbation:PerExamplePerturbation",
     "forward-gradient": "dldw.sources.forward_gradient:ForwardGradient",
     "reinforce": "dldw.sources.reinforce:Reinforce",
     "random-search": "dldw.searchers.random_search:RandomSearch",

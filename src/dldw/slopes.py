@@ -6,10 +6,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from dldw.directions import Drawn
 from dldw.errors import DldwError
@@ -38,6 +40,10 @@ class Slope(ABC):
 
     width: int
     """Losses taken along one direction."""
+
+    def count(self, directions: int, objective: Objective) -> int:
+        """How many directions are measured where ``directions`` are asked for."""
+        return directions
 
     @abstractmethod
     def steps(self, count: int, weights: Weights, generator: torch.Generator) -> list[float]:
@@ -135,6 +141,57 @@ class Jvp(Slope):
         last = drawn.count - 1
         slopes = [objective.jvp(drawn.tangents(objective.weights, i), plain=i == last)[1] for i in range(drawn.count)]
         return Measured([[slope] for slope in slopes], (1.0,), steps)
+
+
+class EachExample(Slope):
+    """A direction for each example of the batch, all in one pass: of B directions, each moves the loss of one example.
+
+    Args:
+        step: Length of the step.
+        baseline: What the loss of a moved example is compared with: the example moved the other way (``antithetic``), not
+            moved (``original``), or the mean of the other, moved ones (``leave-one-out``).
+    """
+
+    def __init__(self, step: float, baseline: str) -> None:
+        Central(step)  # refuses a step that is none
+        self.step, self.baseline = step, baseline
+        self.width = 1 if baseline == "leave-one-out" else 2
+
+    def count(self, directions: int, objective: Objective) -> int:
+        return directions * examples(objective.batch)
+
+    def steps(self, count: int, weights: Weights, generator: torch.Generator) -> list[float]:
+        return [self.step] * count
+
+    def measure(self, objective: Objective, drawn: Drawn, evaluate: Evaluator, steps: list[float]) -> Measured:
+        count = drawn.count
+        up = objective.each_at(drawn.stacked(objective.weights, 0, [steps]))
+        if self.baseline == "antithetic":
+            down, factor = objective.each_at(drawn.stacked(objective.weights, 0, [[-step for step in steps]])), 2.0
+        elif self.baseline == "original":
+            down, factor = objective.plain_each(), 1.0
+        else:
+            down, factor = (up.sum() - up) / (count - 1), 1.0
+        losses = torch.stack([up, down], 1).tolist()
+        for row in losses:
+            objective.require_finite(np.array(row))
+        return Measured(losses, (1.0, -1.0), [factor * step * count for step in steps])
+
+
+def examples(batch: Any) -> int:
+    """B, the length that all tensors of a batch have in common.
+
+    Raises:
+        DldwError: They have none.
+    """
+    lengths = {t.shape[0] if t.ndim else None for t in tree_leaves(batch) if isinstance(t, Tensor)}
+    length = next(iter(lengths), None)
+    if length is None or len(lengths) != 1:
+        raise DldwError(
+            f"a direction for each example needs a batch of tensors [B, ...], got {sorted(map(str, lengths)) or 'no tensors'} "
+            "as first dimensions. Put what all examples share into the loss function."
+        )
+    return length
 
 
 class Probes:

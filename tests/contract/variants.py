@@ -46,6 +46,7 @@ _SETTINGS: dict[str, list[dict[str, object]]] = {
         {"normalise": True},
         {"directions": 2, "evaluate": "sequential"},
     ],
+    "per-example-perturbation": [{"baseline": "original"}, {"baseline": "leave-one-out", "sigma": 1.0}],
     "forward-gradient": [{"directions": 4}],
 }
 DETERMINISTIC = {"backprop", "finite-difference"}

@@ -143,9 +143,8 @@ class ForwardOnly:
     def _again(self, step: Step, factor: float) -> Iterator[tuple[Drawn, list[float]]]:
         """The directions of a step and its slopes times ``factor``."""
         wind(self._generator, self.key, step.number)
-        yield from paired(
-            self.source.redraw(self._update.weights, self._generator), [factor * slope for slope in step.slopes]
-        )
+        drawn = self.source.redraw(self._update.weights, self._generator, len(step.slopes))
+        yield from paired(drawn, [factor * slope for slope in step.slopes])
 
     def state_dict(self) -> dict[str, Any]:
         """The states of model and update, the key, and the number of steps."""

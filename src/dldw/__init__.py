@@ -29,9 +29,13 @@ if TYPE_CHECKING:
     from dldw.source import GradientSource as GradientSource
     from dldw.sources.backprop import Backprop as Backprop
     from dldw.sources.evolution_strategy import EvolutionStrategy as EvolutionStrategy
+    from dldw.sources.feedback_alignment import FeedbackAlignment as FeedbackAlignment
     from dldw.sources.finite_difference import FiniteDifference as FiniteDifference
     from dldw.sources.forward_gradient import ForwardGradient as ForwardGradient
+    from dldw.sources.head_only import HeadOnly as HeadOnly
+    from dldw.sources.local_backprop import LocalBackprop as LocalBackprop
     from dldw.sources.low_rank_evolution import LowRankEvolution as LowRankEvolution
+    from dldw.sources.node_perturbation import NodePerturbation as NodePerturbation
     from dldw.sources.reinforce import Reinforce as Reinforce
     from dldw.sources.spsa import SPSA as SPSA
     from dldw.sources.weight_perturbation import WeightPerturbation as WeightPerturbation
@@ -62,9 +66,13 @@ _HOMES = {
     "GradientSource": "dldw.source",
     "Backprop": "dldw.sources.backprop",
     "EvolutionStrategy": "dldw.sources.evolution_strategy",
+    "FeedbackAlignment": "dldw.sources.feedback_alignment",
     "FiniteDifference": "dldw.sources.finite_difference",
     "ForwardGradient": "dldw.sources.forward_gradient",
+    "HeadOnly": "dldw.sources.head_only",
+    "LocalBackprop": "dldw.sources.local_backprop",
     "LowRankEvolution": "dldw.sources.low_rank_evolution",
+    "NodePerturbation": "dldw.sources.node_perturbation",
     "Reinforce": "dldw.sources.reinforce",
     "SPSA": "dldw.sources.spsa",
     "WeightPerturbation": "dldw.sources.weight_perturbation",

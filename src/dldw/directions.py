@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dldw.errors import DldwError
 from dldw.population import DenseMoved, Scales, Stacked
-from dldw.weights import Weights
+from dldw.weights import Weights, add_to_grad
 
 
 class Drawn(ABC):
@@ -180,7 +180,7 @@ class Dense(Drawn):
             return
         wide = torch.tensor(coefficients, dtype=weights.dtype, device=weights.device)
         for p, z in zip(weights.tensors, self.z, strict=True):
-            _add(p, (wide.to(p.dtype) @ z.view(self.count, -1)).view(p.shape))
+            add_to_grad(p, (wide.to(p.dtype) @ z.view(self.count, -1)).view(p.shape))
 
 
 class Coordinates(Drawn):
@@ -242,7 +242,7 @@ class Coordinates(Drawn):
             total = torch.zeros(p.numel(), dtype=p.dtype, device=p.device)
             index = torch.as_tensor(offsets[mine], device=p.device)
             total.index_add_(0, index, torch.as_tensor(np.array(coefficients)[mine]).to(total))
-            _add(p, total.view(p.shape))
+            add_to_grad(p, total.view(p.shape))
 
 
 def _add_to_entry(tensor: Tensor, offset: int, value: float) -> None:
@@ -256,13 +256,6 @@ def _add_to_entry(tensor: Tensor, offset: int, value: float) -> None:
 
 
 _NUMPY = torch.float32, torch.float64
-
-
-def _add(p: Tensor, estimate: Tensor) -> None:
-    if p.grad is None:
-        p.grad = estimate
-    else:
-        p.grad.add_(estimate)
 
 
 _PICK = 64

@@ -74,7 +74,20 @@ class Objective:
 
     def with_graph(self) -> Tensor:
         """The loss at the model's own weights as the user's function returns it, for autograd to follow."""
+        self._random.rewind()
         return self._call()
+
+    def backward(self, losses: Tensor) -> float:
+        """Back-propagates the mean of ``losses``, which it returns, into ``.grad``."""
+        loss = self.mean(losses, "at the model's own weights")
+        if not losses.requires_grad:
+            raise DldwError(
+                "the loss does not depend on the model's trainable weights in a way autograd can follow: it carries no "
+                "graph. Use the model the loss function is given, do not detach its output; for a loss with no "
+                "gradient use a method that needs loss values alone, such as dldw.SPSA."
+            )
+        losses.mean().backward()
+        return loss
 
     def jvp(self, tangents: Sequence[Tensor], *, plain: bool) -> tuple[float, float]:
         """The mean loss at the model's own weights and its exact derivative along ``tangents``, by forward mode.
@@ -83,6 +96,17 @@ class Objective:
             tangents: One tensor for each weight.
             plain: Whether this pass is the one that updates the model's buffers.
         """
+        primal, tangent = self.dual(tangents, plain=plain)
+        loss = self.mean(primal, "at the model's own weights")
+        if plain:
+            self.plain_loss = loss
+        return loss, self.mean(tangent, "in its derivative at the model's own weights")
+
+    def dual(self, tangents: Sequence[Tensor | None], *, plain: bool) -> tuple[Tensor, Tensor]:
+        """Like ``jvp``, but the loss and its derivative are as the user's function returns them, a scalar or [B].
+
+        A weight whose tangent is None stays as it is; what a layer adds to its output is followed too.
+        """
         self._random.rewind()
         scratch = bool(self.weights.buffers) and not plain
         with _forward_mode_kernels(self.model), forward_ad.dual_level():
@@ -90,7 +114,7 @@ class Objective:
                 if scratch:
                     self._put_scratch_buffers()
                 duals = zip(self.weights.tensors, tangents, strict=True)
-                self.weights.put([forward_ad.make_dual(p.detach(), t) for p, t in duals])
+                self.weights.put([p if t is None else forward_ad.make_dual(p.detach(), t) for p, t in duals])
                 value = self._call()
             finally:
                 self.weights.restore()
@@ -100,10 +124,7 @@ class Objective:
             primal, tangent = forward_ad.unpack_dual(value)
         if tangent is None:
             raise DldwError(_INDEPENDENT.format(how="forward mode found no path from the weights to the loss"))
-        loss = self.mean(primal, "at the model's own weights")
-        if plain:
-            self.plain_loss = loss
-        return loss, self.mean(tangent, "in its derivative at the model's own weights")
+        return primal, tangent
 
     def finish(self) -> None:
         """Leaves the buffers as one plain forward pass would."""

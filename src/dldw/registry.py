@@ -33,6 +33,10 @@ METHODS = {
     "genetic-algorithm": "dldw.searchers.genetic_algorithm:GeneticAlgorithm",
     "differential-evolution": "dldw.searchers.differential_evolution:DifferentialEvolution",
     "cma-es": "dldw.searchers.cmaes:CMAES",
+    "feedback-alignment": "dldw.sources.feedback_alignment:FeedbackAlignment",
+    "node-perturbation": "dldw.sources.node_perturbation:NodePerturbation",
+    "local-backprop": "dldw.sources.local_backprop:LocalBackprop",
+    "head-only": "dldw.sources.head_only:HeadOnly",
 }
 
 

@@ -41,6 +41,8 @@ _SETTINGS: dict[str, list[dict[str, object]]] = {
         {"rank": 2, "noise": "gaussian"},
     ],
     "forward-gradient": [{"directions": 4}],
+    "feedback-alignment": [{"mode": "random"}, {"mode": "sign-symmetric"}, {"mode": "transpose"}],
+    "node-perturbation": [{"per_example": False}, {"layers": "nodes"}, {"layers": "weights"}],
 }
 DETERMINISTIC = {"backprop", "finite-difference"}
 

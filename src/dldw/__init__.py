@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from dldw.learner import Descent as Descent
     from dldw.learner import Learner as Learner
     from dldw.learner import Search as Search
+    from dldw.learners.forward_forward import ForwardForward as ForwardForward
+    from dldw.learners.mono_forward import MonoForward as MonoForward
     from dldw.minimum import Minimum as Minimum
     from dldw.minimum import minimize as minimize
     from dldw.minimum import replay as replay
@@ -51,6 +53,8 @@ _HOMES = {
     "Descent": "dldw.learner",
     "Learner": "dldw.learner",
     "Search": "dldw.learner",
+    "ForwardForward": "dldw.learners.forward_forward",
+    "MonoForward": "dldw.learners.mono_forward",
     "Minimum": "dldw.minimum",
     "minimize": "dldw.minimum",
     "replay": "dldw.minimum",

@@ -274,7 +274,7 @@ def cut_between_blocks(
             stack.callback(hook.remove)
         stack.enter_context(Layers(weights, layer))
         yield look
-    if number:
+    if known:
         _chains.add(weights)
 
 

@@ -37,6 +37,8 @@ METHODS = {
     "node-perturbation": "dldw.sources.node_perturbation:NodePerturbation",
     "local-backprop": "dldw.sources.local_backprop:LocalBackprop",
     "head-only": "dldw.sources.head_only:HeadOnly",
+    "forward-forward": "dldw.learners.forward_forward:ForwardForward",
+    "mono-forward": "dldw.learners.mono_forward:MonoForward",
 }
 
 
@@ -68,7 +70,7 @@ class Method:
         return {
             p.name: None if p.default is p.empty else p.default
             for p in parameters
-            if p.name not in ("model", "loss", "generator")
+            if p.name not in ("model", "generator") and not (p.name in ("loss", "layers") and p.default is p.empty)
         }
 
     @property
@@ -78,7 +80,7 @@ class Method:
 
         return issubclass(self.factory, GradientSource)
 
-    def build(self, model: nn.Module, loss: Loss, generator: torch.Generator | None = None, **settings: Any) -> Learner:
+    def build(self, model: nn.Module, loss: Loss, /, generator: torch.Generator | None = None, **settings: Any) -> Learner:
         """A learner that trains ``model`` with this method.
 
         Args:
@@ -100,7 +102,8 @@ class Method:
         if not self.is_source:
             if issubclass(self.factory, Searcher):
                 return Search(model, loss, self.factory(generator=generator, **settings))
-            learner: Learner = self.factory(model, loss, generator=generator, **settings)
+            needed = {} if self.card.needs == "no loss" else {"loss": loss}
+            learner: Learner = self.factory(model, **needed, generator=generator, **settings)
             return learner
         own = inspect.signature(self.factory).parameters
         arguments = {k: v for k, v in settings.items() if k in own}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dldw.searchers import ParticleSwarm as ParticleSwarm
     from dldw.searchers import RandomSearch as RandomSearch
     from dldw.source import GradientSource as GradientSource
+    from dldw.sources.activity_forward_gradient import ActivityForwardGradient as ActivityForwardGradient
     from dldw.sources.backprop import Backprop as Backprop
     from dldw.sources.evolution_strategy import EvolutionStrategy as EvolutionStrategy
     from dldw.sources.feedback_alignment import FeedbackAlignment as FeedbackAlignment
@@ -68,6 +69,7 @@ _HOMES = {
     "ParticleSwarm": "dldw.searchers",
     "RandomSearch": "dldw.searchers",
     "GradientSource": "dldw.source",
+    "ActivityForwardGradient": "dldw.sources.activity_forward_gradient",
     "Backprop": "dldw.sources.backprop",
     "EvolutionStrategy": "dldw.sources.evolution_strategy",
     "FeedbackAlignment": "dldw.sources.feedback_alignment",

@@ -20,6 +20,10 @@ class Probed:
     call: Call
     noise: Tensor
 
+    def error(self, slopes: Tensor) -> Tensor:
+        """The noise times the slope of each example [B], or one for all [1]."""
+        return self.noise * slopes.to(self.noise.dtype).view(-1, *[1] * (self.noise.ndim - 1))
+
 
 class Noise:
     """ξ ~ N(0, I) on the outputs of layers, of each example its own, and z ~ N(0, I) along all other weights.
@@ -54,8 +58,14 @@ class Noise:
             )
         return self.probed[call.index]
 
-    def require_rows(self, examples: int, method: str, remedy: str) -> None:
-        """Raises ``DldwError`` unless the first dimension of every output counts the examples."""
+    def require_examples(self, losses: Tensor, method: str, remedy: str) -> None:
+        """Raises ``DldwError`` unless there is one loss, and one row of every layer's output, for each example."""
+        if losses.ndim == 0:
+            raise DldwError(
+                f"{method} reads one loss for each example [B], and the loss is a scalar. Leave the mean out "
+                f"(reduction='none'){remedy}."
+            )
+        examples = len(losses)
         for probed in self.probed:
             if len(probed.noise) != examples:
                 raise DldwError(
@@ -64,10 +74,8 @@ class Noise:
                     f"{remedy}."
                 )
 
-    def accumulate(self, probed: Probed, slopes: Tensor, noise: Tensor | None = None) -> None:
-        """Adds what a layer's noise (or the part of it given) says, [B] slopes or one for all, to ``.grad``."""
-        noise = probed.noise if noise is None else noise
-        error, call = noise * slopes.to(noise.dtype).view(-1, *[1] * (noise.ndim - 1)), probed.call
+    def accumulate(self, call: Call, error: Tensor) -> None:
+        """Adds to ``.grad`` what an error at the output of a layer, slope times noise, makes of its input."""
         if self._is_on_nodes(call.weight):
             add_to_grad(call.weight, call.to_weight(error, call.input))
         if call.bias is not None and self._is_on_nodes(call.bias):

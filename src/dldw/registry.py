@@ -37,6 +37,7 @@ METHODS = {
     "node-perturbation": "dldw.sources.node_perturbation:NodePerturbation",
     "local-backprop": "dldw.sources.local_backprop:LocalBackprop",
     "head-only": "dldw.sources.head_only:HeadOnly",
+    "activity-forward-gradient": "dldw.sources.activity_forward_gradient:ActivityForwardGradient",
     "forward-forward": "dldw.learners.forward_forward:ForwardForward",
     "mono-forward": "dldw.learners.mono_forward:MonoForward",
 }
@@ -80,7 +81,9 @@ class Method:
 
         return issubclass(self.factory, GradientSource)
 
-    def build(self, model: nn.Module, loss: Loss, /, generator: torch.Generator | None = None, **settings: Any) -> Learner:
+    def build(
+        self, model: nn.Module, loss: Loss, /, generator: torch.Generator | None = None, **settings: Any
+    ) -> Learner:
         """A learner that trains ``model`` with this method.
 
         Args:

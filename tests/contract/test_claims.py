@@ -109,6 +109,7 @@ CLOSED_FORMS = [
     (Variant("forward-gradient"), _two_sided("gaussian", 1)),
     (Variant("node-perturbation"), _per_node),
     (Variant("node-perturbation", (("layers", "nodes"),)), _per_node),
+    (Variant("activity-forward-gradient", (("local", False),)), _per_node),
     # the quadratic has no layers: its weights themselves are moved, along Gaussians
     (Variant("node-perturbation", (("layers", "weights"),)), _two_sided("gaussian", 1)),
     (Variant("node-perturbation", (("per_example", False),)), _two_sided("gaussian", 1)),

@@ -42,6 +42,7 @@ _SETTINGS: dict[str, list[dict[str, object]]] = {
     ],
     "forward-gradient": [{"directions": 4}],
     "feedback-alignment": [{"mode": "random"}, {"mode": "sign-symmetric"}, {"mode": "transpose"}],
+    "activity-forward-gradient": [{"local": False}, {"groups": 1}],
     "node-perturbation": [{"per_example": False}, {"layers": "nodes"}, {"layers": "weights"}],
 }
 DETERMINISTIC = {"backprop", "finite-difference"}

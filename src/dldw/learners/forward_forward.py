@@ -216,6 +216,6 @@ def _inputs_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
         if x.is_floating_point() and not labels.is_floating_point() and labels.shape == x.shape[:1]:
             return x, labels
     raise DldwError(
-        "Forward-Forward writes labels over inputs, so its batches must be (inputs, labels): floating-point inputs [B, ..] and "
-        "one whole number for each. For other data use dldw.MonoForward or dldw.LocalBackprop, which take any loss."
+        "Forward-Forward writes labels over inputs, so its batches must be (inputs, labels): floating-point inputs [B, ..] "
+        "and one whole number for each. For other data use dldw.MonoForward or dldw.LocalBackprop, which take any loss."
     )

@@ -89,7 +89,8 @@ class FeedbackAlignment(GradientSource):
             return call.to_input(error, x, self._instead_of(call, generator))
 
         def fed(call: Call) -> Tensor:
-            out: Tensor = _Fed.apply(call.input, call.weight, call.bias, call, back)
+            arguments = call.input, call.weight, call.bias, call, back
+            out: Tensor = _Fed.apply(*arguments)  # type: ignore[no-untyped-call]  # torch left its functions untyped
             return out
 
         with Layers(weights, fed), weights.gathered():

@@ -95,20 +95,15 @@ class NodePerturbation(GradientSource):
         losses = [self._side(objective, noise, side) for side in (1.0, -1.0)]
         if not self.per_example:
             losses = [torch.stack([loss.mean()]) for loss in losses]
-        elif losses[0].ndim == 0:
-            raise DldwError(
-                "per_example=True reads one loss for each example [B], and the loss is a scalar. Leave the mean out "
-                "(reduction='none'), or use per_example=False, which needs more steps."
-            )
         else:
-            noise.require_rows(len(losses[0]), "NodePerturbation", " or use per_example=False")
+            noise.require_examples(losses[0], "NodePerturbation", ", or use per_example=False")
         means = [
             objective.mean(loss, f"at pre-activations moved by {side}") for loss, side in zip(losses, "+-", strict=True)
         ]
         objective.finish()
         slopes = (losses[0] - losses[1]) / (2 * self.sigma)
         for probed in noise.probed:
-            noise.accumulate(probed, slopes / len(slopes))
+            noise.accumulate(probed.call, probed.error(slopes / len(slopes)))
         noise.accumulate_along_weights((means[0] - means[1]) / (2 * self.sigma))
         return objective.tensor(fmean(means))
 

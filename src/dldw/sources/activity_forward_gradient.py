@@ -63,7 +63,7 @@ class ActivityForwardGradient(GradientSource):
     per_example = True
 
     def __init__(
-        self, loss: Loss, *, local: bool = True, groups: int = 16, generator: torch.Generator | None = None
+        self, loss: Loss, *, local: bool = True, groups: int = 8, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(loss, generator)
         if groups < 1:

@@ -204,7 +204,7 @@ def _looked_at(objective: Objective) -> Layout:
     hook = objective.model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     try:
         with torch.no_grad(), _Looking(weights, seen) as looking:
-            objective.at(weights.tensors)
+            objective.check(objective.at(weights.tensors))
     finally:
         hook.remove()
     shape = outputs[0].shape if len(outputs) == 1 and isinstance(outputs[0], Tensor) else None

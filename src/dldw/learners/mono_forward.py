@@ -97,6 +97,7 @@ class MonoForward:
             p.grad = None
         with torch.enable_grad(), cut_between_blocks(self.model, weights, learn) as look:
             losses = objective.with_graph()
+            objective.check(losses)
             look(losses)
             loss = objective.backward(losses)
         self._optimizers.step(blocks, weights)

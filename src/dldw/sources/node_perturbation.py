@@ -93,6 +93,8 @@ class NodePerturbation(GradientSource):
         objective = Objective(model, self.loss, batch, weights)
         noise = Noise(weights, self._on_nodes(objective), generator)
         losses = [self._side(objective, noise, side) for side in (1.0, -1.0)]
+        for loss in losses:
+            objective.check(loss)
         if not self.per_example:
             losses = [torch.stack([loss.mean()]) for loss in losses]
         else:
@@ -100,6 +102,8 @@ class NodePerturbation(GradientSource):
         means = [
             objective.mean(loss, f"at pre-activations moved by {side}") for loss, side in zip(losses, "+-", strict=True)
         ]
+        if means[0] == means[1]:
+            objective.require_dependence()
         objective.finish()
         slopes = (losses[0] - losses[1]) / (2 * self.sigma)
         for probed in noise.probed:
@@ -109,12 +113,13 @@ class NodePerturbation(GradientSource):
 
     def _on_nodes(self, objective: Objective) -> set[int]:
         """The places of the weights whose layers get the noise on their outputs."""
+        layout = Layout.of(objective)
         if self.layers == "weights":
             return set()
         sizes = [p.numel() for p in objective.weights.tensors]
         return {
             place
-            for layer, nodes in Layout.of(objective).nodes.items()
+            for layer, nodes in layout.nodes.items()
             if self.layers == "nodes" or nodes <= sum(sizes[i] for i in layer)
             for place in layer
         }

@@ -206,3 +206,18 @@ def test_weights_of_the_size_of_a_layer_are_not_made(problem, monkeypatch, caplo
         "ViTForImageClassification": {"expand", "add"},  # the class token and the positions, which are as large as x
     }
     assert made == expected.get(type(model).__name__, set())
+
+
+@pytest.mark.parametrize("noise", ["sign", "gaussian"])
+def test_a_direction_for_each_example_in_one_pass_gives_what_each_example_gives_alone(problem, noise):
+    model, loss, batch = problem
+    if loss is of_its_own:  # which is a scalar
+        loss, batch = token_losses, {"input_ids": TOKENS}
+        if not hasattr(model, "lm_head") or isinstance(model, T5ForConditionalGeneration):
+            return
+    weights = Weights.of(model)
+    drawn = LowRank(2, noise=noise).draw(weights, seeded(1), 0, 2)
+    with torch.no_grad():
+        alone = Evaluator("sequential").each(Objective(model, loss, batch, weights), drawn, [0.1, -0.2])
+        together = Evaluator("batched").each(Objective(model, loss, batch, weights), drawn, [0.1, -0.2])
+    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)

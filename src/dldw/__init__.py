@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from dldw.learner import Descent as Descent
     from dldw.learner import Learner as Learner
     from dldw.learner import Search as Search
+    from dldw.learners.forward_forward import ForwardForward as ForwardForward
     from dldw.learners.forward_only import ForwardOnly as ForwardOnly
     from dldw.learners.forward_only import RecentMomentum as RecentMomentum
     from dldw.learners.forward_only import replay as replay
+    from dldw.learners.mono_forward import MonoForward as MonoForward
     from dldw.minimum import Minimum as Minimum
     from dldw.minimum import minimize as minimize
     from dldw.minimum import replay_search as replay_search
@@ -30,12 +32,17 @@ if TYPE_CHECKING:
     from dldw.searchers import ParticleSwarm as ParticleSwarm
     from dldw.searchers import RandomSearch as RandomSearch
     from dldw.source import GradientSource as GradientSource
+    from dldw.sources.activity_forward_gradient import ActivityForwardGradient as ActivityForwardGradient
     from dldw.sources.backprop import Backprop as Backprop
     from dldw.sources.evolution_strategy import EvolutionStrategy as EvolutionStrategy
+    from dldw.sources.feedback_alignment import FeedbackAlignment as FeedbackAlignment
     from dldw.sources.finite_difference import FiniteDifference as FiniteDifference
     from dldw.sources.forward_gradient import ForwardGradient as ForwardGradient
+    from dldw.sources.head_only import HeadOnly as HeadOnly
+    from dldw.sources.local_backprop import LocalBackprop as LocalBackprop
     from dldw.sources.low_rank_evolution import LowRankEvolution as LowRankEvolution
     from dldw.sources.mezo import MeZO as MeZO
+    from dldw.sources.node_perturbation import NodePerturbation as NodePerturbation
     from dldw.sources.one_sided_batch import OneSidedBatch as OneSidedBatch
     from dldw.sources.per_example_perturbation import PerExamplePerturbation as PerExamplePerturbation
     from dldw.sources.reinforce import Reinforce as Reinforce
@@ -56,6 +63,8 @@ _HOMES = {
     "ForwardOnly": "dldw.learners.forward_only",
     "RecentMomentum": "dldw.learners.forward_only",
     "replay": "dldw.learners.forward_only",
+    "ForwardForward": "dldw.learners.forward_forward",
+    "MonoForward": "dldw.learners.mono_forward",
     "Minimum": "dldw.minimum",
     "minimize": "dldw.minimum",
     "replay_search": "dldw.minimum",
@@ -69,14 +78,19 @@ _HOMES = {
     "ParticleSwarm": "dldw.searchers",
     "RandomSearch": "dldw.searchers",
     "GradientSource": "dldw.source",
+    "ActivityForwardGradient": "dldw.sources.activity_forward_gradient",
     "Backprop": "dldw.sources.backprop",
     "EvolutionStrategy": "dldw.sources.evolution_strategy",
+    "FeedbackAlignment": "dldw.sources.feedback_alignment",
     "FiniteDifference": "dldw.sources.finite_difference",
     "ForwardGradient": "dldw.sources.forward_gradient",
+    "HeadOnly": "dldw.sources.head_only",
+    "LocalBackprop": "dldw.sources.local_backprop",
     "LowRankEvolution": "dldw.sources.low_rank_evolution",
     "MeZO": "dldw.sources.mezo",
     "OneSidedBatch": "dldw.sources.one_sided_batch",
     "PerExamplePerturbation": "dldw.sources.per_example_perturbation",
+    "NodePerturbation": "dldw.sources.node_perturbation",
     "Reinforce": "dldw.sources.reinforce",
     "SPSA": "dldw.sources.spsa",
     "WeightPerturbation": "dldw.sources.weight_perturbation",

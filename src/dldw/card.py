@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Claim = Literal["exact", "unbiased", "biased", "search"]
-Needs = Literal["autograd", "forward mode", "loss values", "no loss", "episodes"]
+Needs = Literal["autograd", "forward mode", "loss values", "no loss", "episodes", "layers"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Card:
         summary: One sentence.
         claim: ``exact`` equals the derivative; ``unbiased`` equals it on average (``note`` says of which loss);
             ``biased`` does neither; ``search`` does not estimate a derivative.
-        needs: What the model and the loss must offer.
+        needs: What the model and the loss must offer; ``layers`` are loss values, and noise on what layers put out.
         forwards: Cost of one step in forward-pass equivalents, a formula in the constructor's arguments and ``d``, the
             number of trainable weights. A reverse pass counts as two forwards, a forward-mode product as two.
         memory: Peak beyond the loaded model and one forward, in words and symbols: ``d`` weights, ``a`` activations kept

@@ -13,7 +13,7 @@ from torch import Tensor
 from dldw.errors import DldwError
 from dldw.noise import Rows, signs
 from dldw.population import DenseMoved, Scales, Stacked
-from dldw.weights import Weights
+from dldw.weights import Weights, add_to_grad
 
 
 class Drawn(ABC):
@@ -202,7 +202,7 @@ class Dense(Drawn):
                     p.grad.add_(z, alpha=coefficients[0])
             return
         for i, _, total in self.sums(weights, coefficients):
-            _add(weights.tensors[i], total)
+            add_to_grad(weights.tensors[i], total)
 
 
 class Coordinates(Drawn):
@@ -259,7 +259,7 @@ class Coordinates(Drawn):
                 _add_to_entry(grad, offset, coefficients[0])
             return
         for i, _, total in self.sums(weights, coefficients):
-            _add(weights.tensors[i], total)
+            add_to_grad(weights.tensors[i], total)
 
     def sums(self, weights: Weights, coefficients: list[float]) -> Iterator[tuple[int, Rows, Tensor]]:
         tensors, offsets = np.array(self.at).T
@@ -282,13 +282,6 @@ def _add_to_entry(tensor: Tensor, offset: int, value: float) -> None:
 
 
 _NUMPY = torch.float32, torch.float64
-
-
-def _add(p: Tensor, estimate: Tensor) -> None:
-    if p.grad is None:
-        p.grad = estimate.to(p.dtype)
-    else:
-        p.grad.add_(estimate)
 
 
 def wide(p: Tensor) -> torch.dtype:

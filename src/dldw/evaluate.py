@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from dldw.errors import DldwError
 from dldw.memory import keep_freed_memory
 from dldw.objective import Objective
-from dldw.population import Stacked, population_losses
+from dldw.population import Scales, Stacked, population_losses
+from dldw.weights import Weights
 
 Mode = Literal["auto", "sequential", "batched"]
 _log = logging.getLogger("dldw")
@@ -44,6 +45,14 @@ class Candidates(Protocol):
         A parameter that no member changes is given as itself.
         """
         ...
+
+
+class Movable(Protocol):
+    """Directions, as ``dldw.directions.Drawn`` has them."""
+
+    def perturbed(self, weights: Weights, row: int, scale: float) -> Sequence[Tensor]: ...
+
+    def stacked(self, weights: Weights, start: int, scales: Scales) -> Sequence[Stacked]: ...
 
 
 class Evaluator:
@@ -86,6 +95,39 @@ class Evaluator:
         """Like calling, but NaN and infinite losses are returned, not raised."""
         return self._evaluate(objective, candidates, objective.any_mean_at, lambda losses: None)
 
+    def each(self, objective: Objective, movable: Movable, steps: list[float]) -> Tensor:
+        """The loss of each example at weights that moved along a direction of its own, [B] in float64.
+
+        In one pass, as rows of the batch, where vmap can go through the model; else one example after the other, at the same
+        count of operations.
+
+        Args:
+            objective: The loss; all tensors of its batch are [B, ...].
+            movable: B directions.
+            steps: How far to move along each.
+        """
+        tensors = [t for t in tree_leaves(objective.batch) if isinstance(t, Tensor)]
+        weights, count = objective.weights, len(steps)
+        if self.mode != "sequential" and objective.model not in self._cannot_batch:
+            stacked = movable.stacked(weights, 0, [steps])
+            each = [t.unsqueeze(1) for t in tensors]  # a batch of one example
+
+            def at(values: list[Tensor]) -> Tensor:
+                return objective.of_examples(values[: len(stacked)], values[len(stacked) :])
+
+            try:
+                return population_losses(at, [*stacked, *each], count, "different").double().view(count)
+            except (RuntimeError, TypeError, ValueError) as error:
+                if isinstance(error, DldwError):
+                    raise
+                self._cannot_batch.add(objective.model)
+                _log.info("%s is evaluated one by one: %s", type(objective.model).__name__, _first_line(error))
+        losses = [
+            objective.of_examples(movable.perturbed(weights, row, steps[row]), [t[row : row + 1] for t in tensors])
+            for row in range(count)
+        ]
+        return torch.cat(losses).double()
+
     def _evaluate(
         self,
         objective: Objective,
@@ -97,7 +139,7 @@ class Evaluator:
             try:
                 losses = self._batched(objective, candidates)
             except (RuntimeError, TypeError, ValueError) as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                reason = _first_line(error)
                 if self.mode == "batched":
                     if isinstance(error, DldwError):
                         raise
@@ -147,6 +189,10 @@ class Evaluator:
                 objective.at(objective.weights.tensors)
             self._footprints[key] = allocated.bytes // getattr(objective.loss, "time_steps", 1)
         return self._footprints[key]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 _FEW = 4

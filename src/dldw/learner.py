@@ -203,7 +203,15 @@ def make_optimizer(
     model: nn.Module, *, lr: float, optimizer: OptimizerName = "sgd", momentum: float = 0.0
 ) -> torch.optim.Optimizer:
     """An optimizer over the trainable weights, by name: what the command line and the integrations build."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    return optimizer_over(
+        [p for p in model.parameters() if p.requires_grad], lr=lr, optimizer=optimizer, momentum=momentum
+    )
+
+
+def optimizer_over(
+    parameters: list[Tensor], *, lr: float, optimizer: OptimizerName = "sgd", momentum: float = 0.0
+) -> torch.optim.Optimizer:
+    """An optimizer over these tensors, by name."""
     if optimizer == "adam":
         return torch.optim.Adam(parameters, lr=lr)
     if optimizer == "sgd":

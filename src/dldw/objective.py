@@ -15,7 +15,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from dldw.errors import DldwError, NonFiniteLossError
-from dldw.population import Stacked, population_losses
 from dldw.weights import Weights
 
 if TYPE_CHECKING:
@@ -73,54 +72,48 @@ class Objective:
             self.plain_loss = self.mean(self._call(), "at the model's own weights")
         return self.plain_loss
 
-    def each_at(self, stacked: Sequence[Stacked]) -> Tensor:
-        """The loss of each example at weights of its own, [B] in float64, in one pass.
+    def of_examples(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+        """The loss of some examples at these weights, one value for each; the batch is put back.
 
         Args:
-            stacked: The weights, as many members as examples.
-
-        Raises:
-            DldwError: The loss is not one value per example, or vmap cannot go through the model.
+            tensors: The weights.
+            values: What takes the place of the tensors of the batch.
         """
         leaves, structure = tree_flatten(self.batch)
-        own = [i for i, t in enumerate(leaves) if isinstance(t, Tensor)]
-        each = [leaves[i].unsqueeze(1) for i in own]  # a batch of one example
-        batch, count = self.batch, len(each[0])
-
-        def at(values: list[Tensor]) -> Tensor:
-            for i, value in zip(own, values[len(stacked) :], strict=True):
-                leaves[i] = value
-            self.batch = tree_unflatten(leaves, structure)
-            value = self.at(values[: len(stacked)])
-            if not isinstance(value, Tensor) or value.ndim != 1:
-                raise DldwError(_PER_EXAMPLE)
-            return value
-
+        batch, rest = self.batch, iter(values)
+        self.batch = tree_unflatten([next(rest) if isinstance(t, Tensor) else t for t in leaves], structure)
         try:
-            losses = population_losses(at, [*stacked, *each], count, "different")
-        except DldwError:
-            raise
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise DldwError(
-                f"{self.weights.kind} cannot be run on each example with weights of its own, under torch.func.vmap: "
-                f"{str(error).strip().splitlines()[0]} Use a source with directions for the whole batch, such as MeZO."
-            ) from error
+            value = self.at(tensors)
         finally:
             self.batch = batch
-        return losses.double().view(count)
+        self.check(value)
+        self.require_examples(value)
+        return value
 
-    def plain_each(self) -> Tensor:
-        """The loss of each example at the model's own weights, [B] in float64."""
-        self._random.rewind()
-        value = self._call()
-        self.plain_loss = self.mean(value, "at the model's own weights")
+    def require_examples(self, value: Tensor) -> None:
+        """Raises ``DldwError`` unless ``value`` is one loss for each example."""
         if value.ndim != 1:
-            raise DldwError(_PER_EXAMPLE)
-        return value.double()
+            raise DldwError(
+                "a direction for each example reads one loss for each example [B], and the loss is a scalar. Leave the "
+                "mean out of the loss function (reduction='none')."
+            )
 
     def with_graph(self) -> Tensor:
         """The loss at the model's own weights as the user's function returns it, for autograd to follow."""
+        self._random.rewind()
         return self._call()
+
+    def backward(self, losses: Tensor) -> float:
+        """Back-propagates the mean of ``losses``, which it returns, into ``.grad``."""
+        loss = self.mean(losses, "at the model's own weights")
+        if not losses.requires_grad:
+            raise DldwError(
+                "the loss does not depend on the model's trainable weights in a way autograd can follow: it carries no "
+                "graph. Use the model the loss function is given, do not detach its output; for a loss with no "
+                "gradient use a method that needs loss values alone, such as dldw.SPSA."
+            )
+        losses.mean().backward()
+        return loss
 
     def jvp(self, tangents: Sequence[Tensor], *, plain: bool) -> tuple[float, float]:
         """The mean loss at the model's own weights and its exact derivative along ``tangents``, by forward mode.
@@ -129,6 +122,17 @@ class Objective:
             tangents: One tensor for each weight.
             plain: Whether this pass is the one that updates the model's buffers.
         """
+        primal, tangent = self.dual(tangents, plain=plain)
+        loss = self.mean(primal, "at the model's own weights")
+        if plain:
+            self.plain_loss = loss
+        return loss, self.mean(tangent, "in its derivative at the model's own weights")
+
+    def dual(self, tangents: Sequence[Tensor | None], *, plain: bool) -> tuple[Tensor, Tensor]:
+        """Like ``jvp``, but the loss and its derivative are as the user's function returns them, a scalar or [B].
+
+        A weight whose tangent is None stays as it is; what a layer adds to its output is followed too.
+        """
         self._random.rewind()
         scratch = bool(self.weights.buffers) and not plain
         with _forward_mode_kernels(self.model), forward_ad.dual_level():
@@ -136,7 +140,7 @@ class Objective:
                 if scratch:
                     self._put_scratch_buffers()
                 duals = zip(self.weights.tensors, tangents, strict=True)
-                self.weights.put([forward_ad.make_dual(p.detach(), t) for p, t in duals])
+                self.weights.put([p if t is None else forward_ad.make_dual(p.detach(), t) for p, t in duals])
                 value = self._call()
             finally:
                 self.weights.restore()
@@ -146,10 +150,7 @@ class Objective:
             primal, tangent = forward_ad.unpack_dual(value)
         if tangent is None:
             raise DldwError(_INDEPENDENT.format(how="forward mode found no path from the weights to the loss"))
-        loss = self.mean(primal, "at the model's own weights")
-        if plain:
-            self.plain_loss = loss
-        return loss, self.mean(tangent, "in its derivative at the model's own weights")
+        return primal, tangent
 
     def finish(self) -> None:
         """Leaves the buffers as one plain forward pass would."""
@@ -253,10 +254,6 @@ class Objective:
             container[key] = original
 
 
-_PER_EXAMPLE = (
-    "a direction for each example needs the loss of each example, one value per example [B], got a scalar. "
-    "Leave the mean out of the loss function (reduction='none')."
-)
 _INDEPENDENT = (
     "the loss does not depend on the model's trainable weights: {how}. "
     "Use the model that the loss function is given, not one it captured, and do not detach its output."

@@ -41,7 +41,7 @@ class StandIn(Tensor):
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _ABOUT:
+        if func in ABOUT:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         rule = cls.rules.get(func)
@@ -178,7 +178,7 @@ Perturbed.rules = {
     F.conv3d: _convolution(F.conv3d),
 }
 _PROPERTIES = ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout")
-_ABOUT = {
+ABOUT = {
     *(getattr(Tensor, name).__get__ for name in _PROPERTIES),
     Tensor.size,
     Tensor.dim,

@@ -348,9 +348,9 @@ def _embedding(
         return NotImplemented
     moved = weight.moved
     index, own = rules.split(input)
-    if own and not isinstance(moved, LowRankMoved):
-        return NotImplemented
     if own:
+        if not isinstance(moved, LowRankMoved):
+            return NotImplemented
         return rules.joined(moved.picked_each(index).add_(F.embedding(index, moved.weight)))
     return rules.joined(moved.moved(F.embedding(input, moved.weight), moved.picked(input)))
 

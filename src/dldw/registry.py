@@ -36,6 +36,13 @@ METHODS = {
     "genetic-algorithm": "dldw.searchers.genetic_algorithm:GeneticAlgorithm",
     "differential-evolution": "dldw.searchers.differential_evolution:DifferentialEvolution",
     "cma-es": "dldw.searchers.cmaes:CMAES",
+    "feedback-alignment": "dldw.sources.feedback_alignment:FeedbackAlignment",
+    "node-perturbation": "dldw.sources.node_perturbation:NodePerturbation",
+    "local-backprop": "dldw.sources.local_backprop:LocalBackprop",
+    "head-only": "dldw.sources.head_only:HeadOnly",
+    "activity-forward-gradient": "dldw.sources.activity_forward_gradient:ActivityForwardGradient",
+    "forward-forward": "dldw.learners.forward_forward:ForwardForward",
+    "mono-forward": "dldw.learners.mono_forward:MonoForward",
 }
 
 
@@ -67,7 +74,7 @@ class Method:
         return {
             p.name: None if p.default is p.empty else p.default
             for p in parameters
-            if p.name not in ("model", "loss", "generator")
+            if p.name not in ("model", "generator") and not (p.name in ("loss", "layers") and p.default is p.empty)
         }
 
     @property
@@ -77,7 +84,9 @@ class Method:
 
         return issubclass(self.factory, GradientSource)
 
-    def build(self, model: nn.Module, loss: Loss, generator: torch.Generator | None = None, **settings: Any) -> Learner:
+    def build(
+        self, model: nn.Module, loss: Loss, /, generator: torch.Generator | None = None, **settings: Any
+    ) -> Learner:
         """A learner that trains ``model`` with this method.
 
         Args:
@@ -99,7 +108,8 @@ class Method:
         if not self.is_source:
             if issubclass(self.factory, Searcher):
                 return Search(model, loss, self.factory(generator=generator, **settings))
-            learner: Learner = self.factory(model, loss, generator=generator, **settings)
+            needed = {} if self.card.needs == "no loss" else {"loss": loss}
+            learner: Learner = self.factory(model, **needed, generator=generator, **settings)
             return learner
         own = inspect.signature(self.factory).parameters
         arguments = {k: v for k, v in settings.items() if k in own}

@@ -158,20 +158,25 @@ class EachExample(Slope):
         self.width = 1 if baseline == "leave-one-out" else 2
 
     def count(self, directions: int, objective: Objective) -> int:
-        return directions * examples(objective.batch)
+        count = examples(objective.batch)
+        if count < 2 and self.width == 1:
+            raise DldwError(
+                "the batch holds one example, and leave-one-out compares it with others. Use larger batches, or "
+                "baseline='antithetic'."
+            )
+        return directions * count
 
     def steps(self, count: int, weights: Weights, generator: torch.Generator) -> list[float]:
         return [self.step] * count
 
     def measure(self, objective: Objective, drawn: Drawn, evaluate: Evaluator, steps: list[float]) -> Measured:
         count = drawn.count
-        up = objective.each_at(drawn.stacked(objective.weights, 0, [steps]))
-        if self.baseline == "antithetic":
-            down, factor = objective.each_at(drawn.stacked(objective.weights, 0, [[-step for step in steps]])), 2.0
-        elif self.baseline == "original":
-            down, factor = objective.plain_each(), 1.0
-        else:
+        up = evaluate.each(objective, drawn, steps)
+        if self.baseline == "leave-one-out":
             down, factor = (up.sum() - up) / (count - 1), 1.0
+        else:  # the plain losses, too, are taken as those of moved examples are: with the same random numbers
+            factor = 2.0 if self.baseline == "antithetic" else 1.0
+            down = evaluate.each(objective, drawn, [(1 - factor) * step for step in steps])
         losses = torch.stack([up, down], 1).tolist()
         for row in losses:
             objective.require_finite(np.array(row))
@@ -188,8 +193,8 @@ def examples(batch: Any) -> int:
     length = next(iter(lengths), None)
     if length is None or len(lengths) != 1:
         raise DldwError(
-            f"a direction for each example needs a batch of tensors [B, ...], got {sorted(map(str, lengths)) or 'no tensors'} "
-            "as first dimensions. Put what all examples share into the loss function."
+            f"a direction for each example needs a batch of tensors [B, ...], got first dimensions "
+            f"{', '.join(sorted(map(str, lengths))) or 'of no tensor'}. Put what all examples share into the loss function."
         )
     return length
 

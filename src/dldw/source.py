@@ -31,6 +31,10 @@ class GradientSource(ABC):
     """
 
     card: Card
+    per_example = False
+    """Whether the method reads one loss for each example, which must depend on that example alone."""
+    chain = False
+    """Whether the model must be a chain of layers, or name its blocks (see ``dldw.layers``)."""
 
     def __init__(self, loss: Loss, generator: torch.Generator | None = None) -> None:
         if not callable(loss):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -64,6 +65,8 @@ class Weights:
         self.size = sum(p.numel() for p in self.tensors)
         """d, the number of trainable weights."""
         self.bytes = sum(p.numel() * p.element_size() for p in self.tensors)
+        self.places = {id(p): i for i, p in enumerate(self.tensors)}
+        """Where each of ``tensors`` is, by its ``id``."""
         self._sizes = [p.numel() for p in self.tensors]
         dtypes = {p.dtype for p in self.tensors}
         self.dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.float32
@@ -143,6 +146,22 @@ class Weights:
         for module in self._recurrent:  # forward made a list of what it read, and would hold on to it
             module._update_flat_weights()
 
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside, ``.grad`` starts empty; what gathers there is added to what it held, or dropped after an exception."""
+        held = [p.grad for p in self.tensors]
+        for p in self.tensors:
+            p.grad = None
+        try:
+            yield
+        except BaseException:
+            for p, h in zip(self.tensors, held, strict=True):
+                p.grad = h
+            raise
+        for p, h in zip(self.tensors, held, strict=True):
+            if h is not None:
+                p.grad = h if p.grad is None else h.add_(p.grad)
+
     def split(self, flat: Tensor) -> list[Tensor]:
         """Cuts ``flat`` [..., d] into one tensor [..., *shape] for each weight, in the weight's dtype."""
         lead, parts = flat.shape[:-1], flat.split_with_sizes(self._sizes, dim=-1)
@@ -159,3 +178,11 @@ class Weights:
     def flat(self) -> Tensor:
         """A copy of all weights as one vector [d], in the widest dtype among them."""
         return torch.cat([p.detach().reshape(-1).to(self.dtype) for p in self.tensors])
+
+
+def add_to_grad(p: Tensor, estimate: Tensor) -> None:
+    """Adds ``estimate``, which is kept, to ``.grad``."""
+    if p.grad is None:
+        p.grad = estimate.to(p.dtype)
+    else:
+        p.grad.add_(estimate)

@@ -243,8 +243,40 @@ ALL = [
 ]
 """Every kind of model."""
 
+BYPASSED = {"residual", "transformer_in_eval_mode"}
+"""Which are no chain of layers: something goes around one."""
+
+MIXED = {"batch_norm"}
+"""Where the loss of one example depends on the others."""
+
 NOT_BATCHED = {"batch_norm", "lstm"}
 """Where ``torch.func.vmap`` cannot go."""
+
+
+class LinearProblem(Problem):
+    """L_i = c_i · (W x_i + b), linear in the weights and in what the layer puts out, with 3 nodes and 8 examples."""
+
+    nodes = 3
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(6)
+        x, c = (torch.randn(8, n, dtype=torch.float64, generator=generator) for n in (4, self.nodes))
+
+        def loss(model: nn.Module, batch: Any) -> Tensor:
+            return (model(batch[0]) * batch[1]).sum(1)
+
+        super().__init__(nn.Linear(4, self.nodes).double(), loss, (x, c))
+
+    @property
+    def each(self) -> Tensor:
+        """The gradient of every example's loss [8, 15]."""
+        x, c = self.batch
+        return torch.cat([torch.einsum("ni,nj->nij", c, x).flatten(1), c], 1)
+
+    @property
+    def gradient(self) -> Tensor:
+        """Their mean [15]."""
+        return self.each.mean(0)
 
 
 class Quadratic(nn.Module):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import dldw
@@ -94,6 +93,11 @@ def _evolution(population, sigma, antithetic):
     return Variant("evolution-strategy", tuple(settings.items())), closed
 
 
+def _per_node(problem):
+    """On a loss that is linear in the nodes: (nodes + 1) · mean‖g_i‖² / B."""
+    return (problem.nodes + 1) * float(problem.each.square().sum(1).mean()) / len(problem.each)
+
+
 CLOSED_FORMS = [
     *(_spsa(z, n) for z in ("rademacher", "gaussian", "sphere") for n in (1, 16)),
     *(_spsa(z, n, sigma=0.7) for z in ("rademacher", "gaussian", "sphere") for n in (1, 16)),
@@ -103,6 +107,12 @@ CLOSED_FORMS = [
     # signs of rank 1 have the norm of full signs, and the same second moments
     *((Variant("low-rank-evolution", (("population", 2 * n),)), _two_sided("rademacher", n)) for n in (1, 8)),
     (Variant("forward-gradient"), _two_sided("gaussian", 1)),
+    (Variant("node-perturbation"), _per_node),
+    (Variant("node-perturbation", (("layers", "nodes"),)), _per_node),
+    (Variant("activity-forward-gradient", (("local", False),)), _per_node),
+    # the quadratic has no layers: its weights themselves are moved, along Gaussians
+    (Variant("node-perturbation", (("layers", "weights"),)), _two_sided("gaussian", 1)),
+    (Variant("node-perturbation", (("per_example", False),)), _two_sided("gaussian", 1)),
     (Variant("forward-gradient", (("directions", 6),)), _two_sided("gaussian", 6)),
 ]
 
@@ -169,10 +179,10 @@ def test_forwards_equal_the_card(source):
 
 
 def _deep() -> problems.Problem:
-    layers = [m for _ in range(16) for m in (nn.Linear(24, 24), nn.Tanh())]
-    model = nn.Sequential(*layers)
-    x = torch.randn(32, 24, generator=seeded())
-    return problems.Problem(model, lambda m, batch: F.mse_loss(m(batch), batch), x)
+    """Sixteen layers, and so few outputs that what is done once for each of them hardly counts."""
+    layers = [m for _ in range(16) for m in (nn.Linear(48, 48), nn.Tanh())]
+    x = torch.randn(32, 48, generator=seeded())
+    return problems.Problem(nn.Sequential(*layers, nn.Linear(48, 3)), problems.cross_entropy, (x, torch.arange(32) % 3))
 
 
 def _flops(call) -> int:
@@ -206,7 +216,7 @@ def test_card_is_filled_in_and_its_space_names_real_settings(name):
     card = registered.card
     assert card.summary.endswith(".")
     assert card.claim in ("exact", "unbiased", "biased", "search")
-    assert card.needs in ("autograd", "forward mode", "loss values", "no loss", "episodes")
+    assert card.needs in ("autograd", "forward mode", "loss values", "no loss", "episodes", "layers")
     assert card.paper
     assert card.memory
     assert set(card.space) <= set(registered.settings)

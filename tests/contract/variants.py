@@ -46,8 +46,11 @@ _SETTINGS: dict[str, list[dict[str, object]]] = {
         {"normalise": True},
         {"directions": 2, "evaluate": "sequential"},
     ],
-    "per-example-perturbation": [{"baseline": "original"}, {"baseline": "leave-one-out", "sigma": 1.0}],
+    "per-example-perturbation": [{"baseline": "original"}, {"baseline": "leave-one-out", "sigma": 0.3}],
     "forward-gradient": [{"directions": 4}],
+    "feedback-alignment": [{"mode": "random"}, {"mode": "sign-symmetric"}, {"mode": "transpose"}],
+    "activity-forward-gradient": [{"local": False}, {"groups": 1}],
+    "node-perturbation": [{"per_example": False}, {"layers": "nodes"}, {"layers": "weights"}],
 }
 DETERMINISTIC = {"backprop", "finite-difference"}
 

@@ -85,7 +85,7 @@ def train(
                 last = learner.step(batch)
                 seconds += time.perf_counter() - start
                 step += 1
-            figures = task.evaluate(model, "validation" if tuning else "test")
+            figures = task.evaluate(learner.model, "validation" if tuning else "test")
             point = {
                 "step": step,
                 "forwards": step * unit,

@@ -1,1 +1,1 @@
-"""Learners that fuse estimate and update, one per file."""
+"""Rules that fuse estimate and update: learners that own their optimizers. One per file."""

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
+from dldw.layers import forward_replaced
 from dldw.objective import Objective
 from dldw.source import Batch, GradientSource, Loss
 
@@ -68,15 +69,7 @@ class Backprop(GradientSource):
         objective = Objective(model, self.loss, batch, weights)
         recomputing = _recomputed(model, self.checkpoint) if self.checkpoint else nullcontext()
         with torch.enable_grad(), recomputing:
-            losses = objective.with_graph()
-            loss = objective.mean(losses, "at the model's own weights")
-            if not losses.requires_grad:
-                raise DldwError(
-                    "the loss does not depend on the model's trainable weights in a way autograd can follow: it carries no "
-                    "graph. Use the model the loss function is given, do not detach its output; for a loss with no "
-                    "gradient use a method that needs loss values alone, such as dldw.SPSA."
-                )
-            losses.mean().backward()
+            loss = objective.backward(objective.with_graph())
         return objective.tensor(loss)
 
 
@@ -87,7 +80,7 @@ def _recomputed(model: nn.Module, which: bool | Sequence[str]) -> Iterator[None]
         if which is True:
             blocks = list(_repeated_blocks(model))
             for block in blocks:
-                stack.enter_context(_forward_replaced(block, _checkpointed(block)))
+                stack.enter_context(forward_replaced(block, _checkpointed(block)))
             if not blocks:
                 chains = [m for m in model.modules() if type(m) is nn.Sequential and len(m) > 1]
                 if not chains:
@@ -95,7 +88,7 @@ def _recomputed(model: nn.Module, which: bool | Sequence[str]) -> Iterator[None]
                         f"checkpoint=True found no repeated blocks and no nn.Sequential in {type(model).__name__}, so there "
                         "is nothing to cut it at. Give the names of submodules: checkpoint=['encoder', 'decoder']."
                     )
-                stack.enter_context(_forward_replaced(chains[0], _segmented(chains[0])))
+                stack.enter_context(forward_replaced(chains[0], _segmented(chains[0])))
         else:
             names = dict(model.named_modules())
             for name in which if isinstance(which, Sequence) else ():
@@ -104,7 +97,7 @@ def _recomputed(model: nn.Module, which: bool | Sequence[str]) -> Iterator[None]
                         f"checkpoint names the submodule {name!r}, which {type(model).__name__} does not have. "
                         f"It has: {', '.join(n for n in names if n)}."
                     )
-                stack.enter_context(_forward_replaced(names[name], _checkpointed(names[name])))
+                stack.enter_context(forward_replaced(names[name], _checkpointed(names[name])))
         yield
 
 
@@ -154,16 +147,3 @@ def _keep_buffers(module: nn.Module) -> tuple[AbstractContextManager[None], Abst
                 container[name] = buffer
 
     return nullcontext(), second()
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Any) -> Iterator[None]:
-    had = module.__dict__.get("forward")
-    try:
-        module.__dict__["forward"] = forward
-        yield
-    finally:
-        if had is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = had

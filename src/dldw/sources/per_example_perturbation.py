@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
+from torch import nn
 
 from dldw.card import Card, Choice, Float
 from dldw.directional import Directional
 from dldw.errors import DldwError
-from dldw.evaluate import Evaluator
+from dldw.evaluate import Evaluator, Mode
+from dldw.layers import require_independent_examples
 from dldw.low_rank import LowRank
 from dldw.slopes import EachExample
 from dldw.source import Loss
+from dldw.weights import Weights
 
 Baseline = Literal["antithetic", "original", "leave-one-out"]
 
@@ -35,10 +38,10 @@ class PerExamplePerturbation(Directional):
     own in zeroth-order training.
 
     Args:
-        loss: ``loss(model, batch)``, one value per example [B]; every tensor of the batch is [B, ...], and the model must run
-            under ``torch.func.vmap``.
+        loss: ``loss(model, batch)``, one value per example [B]; every tensor of the batch is [B, ...].
         sigma: Length of a step, in units of the weights.
         baseline: ``antithetic``, ``original`` or ``leave-one-out``.
+        evaluate: ``sequential`` takes one example after the other, ``auto`` and ``batched`` all at once where vmap can go.
         generator: See ``GradientSource``.
 
     Example:
@@ -50,6 +53,7 @@ class PerExamplePerturbation(Directional):
         4
     """
 
+    per_example = True
     card = Card(
         summary="Signs of rank 1 for each example of the batch, all in one forward, there and back.",
         claim="unbiased",
@@ -62,7 +66,7 @@ class PerExamplePerturbation(Directional):
             "sigma": Float(1e-3, 1e-1),
             "optimizer": Choice(("sgd", "adam")),
         },
-        note="Unbiased up to O(sigma²), exactly on a quadratic. Needs the loss of each example, and vmap.",
+        note="Unbiased up to O(sigma²), exactly on a quadratic. Needs the loss of each example.",
     )
 
     def __init__(
@@ -71,10 +75,15 @@ class PerExamplePerturbation(Directional):
         *,
         sigma: float = 1e-2,
         baseline: Baseline = "antithetic",
+        evaluate: Mode = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
         if baseline not in get_args(Baseline):
             raise DldwError(f"baseline must be one of {', '.join(get_args(Baseline))}, got {baseline!r}.")
-        evaluator = Evaluator(memory=1 << 60)  # the directions of a batch belong to one pass
+        evaluator = Evaluator(evaluate, memory=1 << 60)  # the directions of a batch belong to one pass
         super().__init__(loss, LowRank(1), EachExample(sigma, baseline), evaluate=evaluator, generator=generator)
         self.sigma, self.baseline = sigma, baseline
+
+    def _prepare(self, model: nn.Module) -> Weights:
+        require_independent_examples(model, "PerExamplePerturbation", "")
+        return super()._prepare(model)

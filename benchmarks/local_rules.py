@@ -1,0 +1,154 @@
+"""Local and random-feedback rules: accuracy from equal trials, and memory over depth.
+
+Accuracy: digits, an MLP 64-64-64-10 with ReLU, batches of 64. Every method has the same number of trials, of the same
+length, to find its settings on the validation split (``dldw compare --tune`` does the same); then one run for each seed on
+the whole training split, of which the test accuracy in the end counts. What a step costs in forward-equivalents is
+measured: the floating-point operations of its products over those of one forward pass, or what the method's card says,
+whichever is more. Accuracies do not depend on what else the machine does.
+
+Memory: the allocator's peak in one step of networks of 4 to 64 layers of 64, above the loaded model and the optimizers'
+state, at batches of 256.
+
+    python benchmarks/local_rules.py [--only accuracy|memory] [--method NAME] [--out FILE.json]
+
+Where the file holds a method already, found in the same way, it is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import dldw
+from dldw.compare.meter import flops, peak_bytes
+from dldw.compare.spec import Spec, parse
+from dldw.compare.statistics import mean_interval
+from dldw.compare.train import forwards_per_step, train
+from dldw.compare.tune import Tuning, chosen
+from dldw.tasks.digits import Digits
+from dldw.weights import Weights
+
+
+class Network(Digits):
+    """The digits, with two hidden layers of 64 in batches of 64."""
+
+    name = "digits-64-64"
+    summary = "8 x 8 handwritten digits (scikit-learn), MLP 64-64-64-10 with ReLU, batches of 64."
+    batch_size = 64
+    width = 64
+
+    def network(self, width: int) -> nn.Module:
+        sizes = [64, width, width, 10]
+        layers = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
+        return nn.Sequential(*layers[:-1])
+
+
+METHODS = [
+    "backprop",
+    "mono-forward",
+    "feedback-alignment[mode=direct]",
+    "node-perturbation",
+    "node-perturbation[per_example=false]",
+    "local-backprop",
+    "head-only",
+    "feedback-alignment[mode=random]",
+    "feedback-alignment[mode=sign-symmetric]",
+    "forward-forward",
+    "activity-forward-gradient",
+]
+TARGET = f"{Path(__file__).resolve()}:Network"
+
+
+def measured_cost(task: Network, spec: Spec, settings: dict[str, Any]) -> float:
+    """Forward-equivalents of a step: measured, or the card's where that is more."""
+    model = task.model(0)
+    learner = spec.method.build(model, task.loss, torch.Generator().manual_seed(0), **settings)
+    first, second = islice(task.batches(0), 2)
+    learner.step(first)
+    done = flops(lambda: (learner.step(second), None)[1]) / flops(lambda: (task.loss(model, second), None)[1])
+    return max(done, forwards_per_step(spec, settings, Weights(model).size))
+
+
+def accuracy(a: argparse.Namespace, label: str) -> dict[str, Any]:
+    task, spec = Network(), parse(label)
+    size = Weights(task.model(0)).size
+    unit = measured_cost(task, spec, dict(spec.given))
+    by_card = forwards_per_step(spec, dict(spec.given), size) / unit  # budgets are counted by cards
+    trials = Tuning(TARGET, None, spec, spec.given, a.trials, a.trial_forwards * by_card).run()
+    settings = chosen(trials)[spec.label]
+    runs = [train(task, spec, settings, seed, forwards=a.forwards * by_card, per_decade=6) for seed in range(a.seeds)]
+    ends = [100 * run.points[-1]["accuracy"] for run in runs]
+    mean, low, high = mean_interval(ends)
+    print(f"{label:42s} {unit:5.2f} forwards a step  {mean:5.1f} % [{low:.1f}, {high:.1f}]  {settings}", flush=True)
+    return {
+        "method": label, "forwards_per_step": unit, "settings": settings, "accuracies": ends, "mean": mean, "low": low,
+        "high": high, "reasons": [run.reason for run in runs],
+        "trials": [{"settings": t["settings"], "score": t["score"]} for t in trials],
+    }  # fmt: skip
+
+
+def memory(depths: list[int], width: int = 64, rows: int = 256) -> Iterator[dict[str, Any]]:
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    methods: dict[str, Callable[[nn.Module], dldw.Learner]] = {
+        label: lambda model, spec=parse(label): spec.method.build(
+            model, loss, torch.Generator().manual_seed(0), lr=1e-3, **{"optimizer": "sgd", **dict(spec.given)}
+        )
+        for label in ("backprop", "backprop[checkpoint=true]", "local-backprop", "mono-forward", "forward-forward")
+    }
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.rand(rows, width, generator=generator), torch.randint(10, (rows,), generator=generator)
+    for label, make in methods.items():
+        for depth in depths:
+            hidden = [m for _ in range(depth - 1) for m in (nn.Linear(width, width), nn.ReLU())]
+            model = nn.Sequential(*hidden, nn.Linear(width, 10))
+            learner = make(model)
+            learner.step(batch)
+            model.zero_grad()
+            peak = peak_bytes(lambda learner=learner: (learner.step(batch), None)[1], model)
+            print(f"{label:30s} depth {depth:3d}  {peak / 2**20:7.2f} MiB", flush=True)
+            yield {"method": label, "depth": depth, "peak_bytes": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--forwards", type=float, default=30_000)
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--trial-forwards", type=float, default=10_000)
+    parser.add_argument("--depths", type=int, nargs="+", default=[4, 8, 16, 32, 64])
+    parser.add_argument("--only", choices=["accuracy", "memory"])
+    parser.add_argument("--method", nargs="+", default=METHODS)
+    parser.add_argument("--out", type=Path)
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = json.loads(a.out.read_text()) if a.out and a.out.exists() else {}
+    asked = {k: getattr(a, k) for k in ("seeds", "forwards", "trials", "trial_forwards")}
+    if results.get("asked") != asked:
+        results = {"asked": asked, "accuracy": [], "memory": results.get("memory", [])}
+    results["machine"] = {"processor": platform.machine(), "torch": torch.__version__}
+
+    def save() -> None:
+        if a.out:
+            a.out.write_text(json.dumps(results, indent=1) + "\n")
+
+    for label in a.method if a.only != "memory" else ():
+        if label not in [row["method"] for row in results["accuracy"]]:
+            results["accuracy"].append(accuracy(a, label))
+            save()
+    if a.only != "accuracy":
+        results["memory"] = list(memory(a.depths))
+        save()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Forward-Forward: two forward passes in the place of one forward and one backward."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dldw.card import Card, Choice, Float
+from dldw.errors import DldwError, NonFiniteLossError
+from dldw.layers import cut_between_blocks
+from dldw.learner import OptimizerName
+from dldw.learners.blockwise import BlockOptimizers
+from dldw.source import Batch
+from dldw.weights import Weights
+
+LocalLoss = Literal["goodness", "symba"]
+
+
+class ForwardForward:
+    """Each layer learns to be active on examples with their own label and quiet on those with a wrong one.
+
+    The label is written over the first inputs of an example, one of C, the right one in positive and a random wrong one in
+    negative data. With the goodness G of a layer, the mean square of its outputs, each block steps down
+
+        goodness:   softplus(θ - G⁺) + softplus(G⁻ - θ)
+        symba:      softplus(α (G⁻ - G⁺)),     G⁺ and G⁻ of the same example
+
+    and hands on its outputs divided by their root mean square, so that the next one cannot read the goodness off their
+    length. Each block has an optimizer of its own and steps before the next block runs; no graph goes beyond a block. The
+    ``model`` that predicts scores every label by the sum of the goodness of all layers.
+
+    Cost: 4 forward-equivalents, forward and gradient of the weights for positive and negative data; activations and
+    gradients of one block. A prediction takes C forwards.
+
+    Source: Hinton 2022, arXiv 2212.13345; symba: Lee & Song 2023, arXiv 2303.08418.
+
+    Args:
+        layers: A chain of layers from inputs [B, ..] on, or a model that names its blocks in ``dldw_blocks``. What it puts
+            out is the last layer, not scores.
+        loss: ``goodness`` or ``symba``.
+        threshold: θ, or α of ``symba``.
+        classes: C; by default the last dimension of what ``layers`` put out.
+        lr: Learning rate of every block.
+        optimizer: ``sgd`` or ``adam``.
+        generator: Where wrong labels are drawn from; by default seeded with ``torch.initial_seed()``.
+
+    Example:
+        >>> import torch, dldw
+        >>> layers = torch.nn.Sequential(torch.nn.Linear(8, 9), torch.nn.ReLU(), torch.nn.Linear(9, 9), torch.nn.ReLU())
+        >>> learner = dldw.ForwardForward(layers, classes=3)
+        >>> loss = learner.step((torch.rand(4, 8), torch.tensor([0, 1, 2, 0])))
+        >>> learner.model(torch.rand(5, 8)).shape
+        torch.Size([5, 3])
+    """
+
+    card = Card(
+        summary="Each layer is made active on examples with their label and quiet on those with a wrong one.",
+        claim="biased",
+        needs="no loss",
+        forwards="4",
+        memory="a/layers + d/layers, and the optimizers' state",
+        paper="Hinton 2022, arXiv 2212.13345; Lee & Song 2023, arXiv 2303.08418",
+        space={
+            "lr": Float(1e-4, 0.3),
+            "threshold": Float(0.3, 10.0),
+            "loss": Choice(("goodness", "symba")),
+            "optimizer": Choice(("sgd", "adam")),
+        },
+        note="Other objective: the goodness of each layer, not the loss. Batches are (inputs, labels), of at least as many "
+        "inputs as classes; a prediction takes a forward for each class. Needs a chain of layers, or dldw_blocks.",
+    )
+
+    def __init__(
+        self,
+        layers: nn.Module,
+        *,
+        loss: LocalLoss = "symba",
+        threshold: float = 2.0,
+        classes: int | None = None,
+        lr: float = 0.003,
+        optimizer: OptimizerName = "adam",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if loss not in ("goodness", "symba"):
+            raise DldwError(f"loss must be goodness or symba, got {loss!r}: what each layer steps down.")
+        if not threshold > 0:
+            raise DldwError(f"threshold must be positive, got {threshold}: it is compared with a mean square.")
+        weights = Weights.of(layers)
+        weights.require_trainable()
+        self.loss, self.threshold, self.lr, self.optimizer = loss, threshold, lr, optimizer
+        self.model = ByGoodness(layers, classes)
+        self.generator = generator or torch.Generator(weights.device).manual_seed(torch.initial_seed())
+        self._optimizers = BlockOptimizers(lr, optimizer)
+
+    def step(self, batch: Batch) -> Tensor:
+        """Learns from ``batch``, (inputs, labels), block after block; returns the sum of the blocks' losses, shape [].
+
+        Raises:
+            DldwError: The batch is not inputs [B, ..] and whole labels [B].
+            NonFiniteLossError: The loss of a block is NaN or infinite; the blocks below have learnt already.
+        """
+        x, labels = _inputs_and_labels(batch)
+        weights = Weights.of(self.model.layers)
+        classes = self.model.count(x)
+        shift = torch.randint(1, classes, labels.shape, generator=self.generator, device=labels.device)
+        both = torch.cat([with_label(x, labels, classes), with_label(x, (labels + shift) % classes, classes)])
+        losses: list[Tensor] = []
+
+        def learn(number: int, h: Tensor) -> None:
+            local = self._loss(*goodness(h).chunk(2))
+            if not local.isfinite():
+                raise NonFiniteLossError(
+                    f"the loss of layer {number + 1} is {float(local)}, so it has no gradient to follow. Lower the learning "
+                    "rate, or check the batch for NaN."
+                )
+            if local.requires_grad:
+                local.backward()
+            self._optimizers.step(number, weights)
+            losses.append(local.detach())
+
+        for p in weights.tensors:
+            p.grad = None
+        with torch.enable_grad():
+            self.model.run(both, learn)
+        return torch.stack(losses).sum()
+
+    def _loss(self, positive: Tensor, negative: Tensor) -> Tensor:
+        if self.loss == "symba":
+            return F.softplus(self.threshold * (negative - positive)).mean()
+        return (F.softplus(self.threshold - positive) + F.softplus(negative - self.threshold)).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of layers, optimizers and generator."""
+        return {
+            "layers": self.model.layers.state_dict(),
+            "optimizers": self._optimizers.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        self.model.layers.load_state_dict(state["layers"])
+        self._optimizers.load_state_dict(state["optimizers"], Weights.of(self.model.layers), [])
+        self.generator.set_state(state["generator"])
+
+
+class ByGoodness(nn.Module):
+    """Scores of every label [B, C]: how good all layers together find an example that has it.
+
+    Args:
+        layers: The layers.
+        classes: C; by default the last dimension of what the layers put out.
+    """
+
+    def __init__(self, layers: nn.Module, classes: int | None = None) -> None:
+        super().__init__()
+        self.layers, self.classes = layers, classes
+
+    def count(self, x: Tensor) -> int:
+        """C."""
+        if self.classes is None:
+            with torch.no_grad():
+                self.classes = int(self.layers(x[:1]).shape[-1])
+        if self.classes < 2 or x[0].numel() < self.classes:
+            raise DldwError(
+                f"Forward-Forward writes the label over the first inputs, one of {self.classes}, and an example has "
+                f"{x[0].numel()}. It takes at least 2 classes and as many inputs: pad the inputs, or give classes=."
+            )
+        return self.classes
+
+    def run(self, x: Tensor, look: Any) -> None:
+        """One forward pass in which ``look(number, h)`` is given what each block puts out, and the next its direction."""
+        weights = Weights.of(self.layers)
+        blocks = 0
+
+        def cut(number: int, h: Tensor) -> Tensor:
+            nonlocal blocks
+            blocks = number + 1
+            look(number, h)
+            h = h.detach()
+            return h * (goodness(h) + 1e-8).rsqrt().view(-1, *[1] * (h.ndim - 1))
+
+        with cut_between_blocks(self.layers, weights, cut) as checked:
+            out = self.layers(x)
+            checked(out)
+        look(blocks, out)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        classes, scores = self.count(x), []
+        for label in range(classes):
+            found: list[Tensor] = []
+            labels = torch.full((len(x),), label, device=x.device)
+            self.run(with_label(x, labels, classes), lambda _, h, found=found: found.append(goodness(h)))
+            scores.append(torch.stack(found).sum(0))
+        return torch.stack(scores, 1)
+
+
+def goodness(h: Tensor) -> Tensor:
+    """The mean square of what a layer puts out, of each example [B]."""
+    return h.flatten(1).square().mean(1)
+
+
+def with_label(x: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The examples with their labels, one of ``classes``, in the place of their first inputs."""
+    flat = x.flatten(1)
+    return torch.cat([F.one_hot(labels, classes).to(flat.dtype), flat[:, classes:]], 1).view(x.shape)
+
+
+def _inputs_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch):
+        x, labels = batch
+        if x.is_floating_point() and not labels.is_floating_point() and labels.shape == x.shape[:1]:
+            return x, labels
+    raise DldwError(
+        "Forward-Forward writes labels over inputs, so its batches must be (inputs, labels): floating-point inputs [B, ..] "
+        "and one whole number for each. For other data use dldw.MonoForward or dldw.LocalBackprop, which take any loss."
+    )

@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from dldw.sources.one_sided_batch import OneSidedBatch as OneSidedBatch
     from dldw.sources.per_example_perturbation import PerExamplePerturbation as PerExamplePerturbation
     from dldw.sources.reinforce import Reinforce as Reinforce
+    from dldw.sources.sparse_perturbation import SparsePerturbation as SparsePerturbation
     from dldw.sources.spsa import SPSA as SPSA
+    from dldw.sources.svrg import SVRG as SVRG
     from dldw.sources.weight_perturbation import WeightPerturbation as WeightPerturbation
 
 __version__ = "0.1.0"
@@ -92,7 +94,9 @@ _HOMES = {
     "PerExamplePerturbation": "dldw.sources.per_example_perturbation",
     "NodePerturbation": "dldw.sources.node_perturbation",
     "Reinforce": "dldw.sources.reinforce",
+    "SparsePerturbation": "dldw.sources.sparse_perturbation",
     "SPSA": "dldw.sources.spsa",
+    "SVRG": "dldw.sources.svrg",
     "WeightPerturbation": "dldw.sources.weight_perturbation",
 }
 __all__ = [*_HOMES, "__version__"]

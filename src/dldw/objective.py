@@ -36,7 +36,7 @@ class Objective:
 
     def __init__(self, model: nn.Module, loss: Loss, batch: Batch, weights: Weights) -> None:
         self.model, self.loss, self.batch, self.weights = model, loss, batch, weights
-        self._random = _RandomState(weights.device)
+        self._random = RandomState(weights.device)
         self._originals: list[Tensor] = []
         self._scratch: list[Tensor] = []
         self._updates_buffers = False
@@ -275,7 +275,7 @@ def _forward_mode_kernels(model: nn.Module) -> Iterator[None]:
         yield
 
 
-class _RandomState:
+class RandomState:
     """The global random state of the CPU and of one device, to start every evaluation from."""
 
     def __init__(self, device: torch.device) -> None:
@@ -286,6 +286,7 @@ class _RandomState:
         self._fresh = True
 
     def rewind(self) -> None:
+        """Back to the state at the beginning; the first call finds it there."""
         if self._fresh:
             self._fresh = False
             return

@@ -54,18 +54,32 @@ class Step:
 
 def describe(source: Directional, momentum: Any, weight_decay: float, rounding: str) -> dict[str, Any]:
     """Everything but the noise and the slopes that decides the updates, for the head of a log."""
-    from dldw.registry import METHODS
-
-    where = f"{type(source).__module__}:{type(source).__name__}"
-    names = [name for name in inspect.signature(type(source)).parameters if name not in ("loss", "generator")]
     recent = None if isinstance(momentum, float | int) else [momentum.momentum, momentum.steps]
     return {
-        "source": next((name for name, home in METHODS.items() if home == where), where),
-        "settings": {name: getattr(source, name) for name in names if hasattr(source, name)},
+        **_described(source),
         "momentum": momentum if recent is None else recent,
         "weight_decay": weight_decay,
         "rounding": rounding,
     }
+
+
+def _described(source: Directional) -> dict[str, Any]:
+    from dldw.registry import METHODS
+
+    where = f"{type(source).__module__}:{type(source).__name__}"
+    names = [name for name in inspect.signature(type(source)).parameters if name not in ("loss", "generator")]
+    settings = {name: getattr(source, name) for name in names if hasattr(source, name)}
+    return {
+        "source": next((name for name, home in METHODS.items() if home == where), where),
+        "settings": {name: _plain(value) for name, value in settings.items()},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON can hold it: a source by its own settings, tensors by their digest."""
+    if isinstance(value, Directional):
+        return _described(value)
+    return digest(value) if isinstance(value, Mapping) else value
 
 
 class RunLog:

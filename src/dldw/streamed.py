@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -61,6 +61,10 @@ class Streamed(Directions):
         return self.directions * weights.size <= noise.TILE
 
 
+Mask = Callable[[Tensor, int, Rows, int], Tensor]
+"""Of a weight, its number, some rows and the number of that tile: which entries are other than zero."""
+
+
 class StreamedDrawn(Drawn):
     """Directions by their keys.
 
@@ -72,10 +76,12 @@ class StreamedDrawn(Drawn):
     def __init__(self, keys: list[Key], distribution: Distribution) -> None:
         self.count = len(keys)
         self.keys, self.distribution = keys, distribution
+        self.mask: Mask | None = None
+        """Which entries are other than zero, if not all are."""
 
     def noise(self, p: Tensor, index: int, row: int) -> Noise:
         """z_row of the weight ``p``, which is number ``index`` of the model."""
-        return Noise(p, self.distribution, self.keys[row], index)
+        return Noise(p, self.distribution, self.keys[row], index, self.mask)
 
     def perturbed(self, weights: Weights, row: int, scale: float) -> Sequence[Tensor]:
         noises = [self.noise(p, i, row) for i, p in enumerate(weights.tensors)]
@@ -112,16 +118,23 @@ class Noise:
         distribution: Of the entries.
         key: Of the direction.
         index: Number of the weight in the model.
+        mask: Which entries are other than zero, if not all are.
     """
 
-    def __init__(self, weight: Tensor, distribution: Distribution, key: Key, index: int) -> None:
+    def __init__(
+        self, weight: Tensor, distribution: Distribution, key: Key, index: int, mask: Mask | None = None
+    ) -> None:
+        self.parameter, self.mask = weight, mask
         self.weight, self.rows = weight.detach(), tiles(weight)
         self._distribution, self._key, self._index = distribution, key, index
 
     def tile(self, number: int) -> Tensor:
         """The numbers of one tile, a new tensor of the dtype of the weight."""
         out = torch.empty_like(self.weight[self.rows[number]], memory_format=torch.contiguous_format)
-        return fill(out, self._distribution, self._key, self._index, number)
+        out = fill(out, self._distribution, self._key, self._index, number)
+        if self.mask is not None:
+            out.mul_(self.mask(self.parameter, self._index, self.rows[number], number))
+        return out
 
     def whole(self) -> Tensor:
         """All numbers."""

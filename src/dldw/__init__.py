@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dldw.errors import AccumulationError as AccumulationError
     from dldw.errors import DldwError as DldwError
     from dldw.errors import NonFiniteLossError as NonFiniteLossError
+    from dldw.evaluate import Evaluator as Evaluator
     from dldw.learner import Descent as Descent
     from dldw.learner import Learner as Learner
     from dldw.learner import Search as Search
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from dldw.minimum import Minimum as Minimum
     from dldw.minimum import minimize as minimize
     from dldw.minimum import replay_search as replay_search
+    from dldw.ranks import Ranks as Ranks
     from dldw.registry import methods as methods
     from dldw.rollout import Rollout as Rollout
     from dldw.searcher import Searcher as Searcher
@@ -59,6 +61,7 @@ _HOMES = {
     "AccumulationError": "dldw.errors",
     "DldwError": "dldw.errors",
     "NonFiniteLossError": "dldw.errors",
+    "Evaluator": "dldw.evaluate",
     "Descent": "dldw.learner",
     "Learner": "dldw.learner",
     "Search": "dldw.learner",
@@ -70,6 +73,7 @@ _HOMES = {
     "Minimum": "dldw.minimum",
     "minimize": "dldw.minimum",
     "replay_search": "dldw.minimum",
+    "Ranks": "dldw.ranks",
     "methods": "dldw.registry",
     "Rollout": "dldw.rollout",
     "Searcher": "dldw.searcher",

@@ -17,6 +17,7 @@ from dldw.errors import DldwError
 from dldw.memory import keep_freed_memory
 from dldw.objective import Objective
 from dldw.population import Scales, Stacked, population_losses
+from dldw.ranks import Ranks
 from dldw.weights import Weights
 
 Mode = Literal["auto", "sequential", "batched"]
@@ -62,12 +63,13 @@ class Evaluator:
         mode: ``sequential``, ``batched`` (an error where vmap cannot go), or ``auto``: batched for small models, and
             sequential with a logged reason where vmap cannot go (training-mode batch norm, LSTM, data-dependent control).
         memory: Bound in bytes on what one chunk of candidates takes, weights and activations together.
+        ranks: Processes to share the evaluations with.
     """
 
-    def __init__(self, mode: Mode = "auto", memory: int = 256 << 20) -> None:
+    def __init__(self, mode: Mode = "auto", memory: int = 256 << 20, *, ranks: Ranks | None = None) -> None:
         if mode not in ("auto", "sequential", "batched"):
             raise DldwError(f"evaluate must be 'auto', 'sequential' or 'batched', got {mode!r}.")
-        self.mode, self.memory = mode, memory
+        self.mode, self.memory, self.ranks = mode, memory, ranks
         self._cannot_batch: WeakSet[nn.Module] = WeakSet()
         self._footprints: dict[tuple[Any, ...], int] = {}
 
@@ -89,11 +91,38 @@ class Evaluator:
             NonFiniteLossError: One of them is NaN or infinite.
             DldwError: ``mode`` is ``batched`` and vmap cannot go through the model.
         """
+        if self.ranks is not None:
+            losses = self._shared(objective, candidates, self.ranks)
+            objective.require_finite(np.array(losses))
+            return losses
         return self._evaluate(objective, candidates, objective.mean_at, objective.require_finite)
 
     def losses(self, objective: Objective, candidates: Candidates) -> list[list[float]]:
         """Like calling, but NaN and infinite losses are returned, not raised."""
+        if self.ranks is not None:
+            return self._shared(objective, candidates, self.ranks)
         return self._evaluate(objective, candidates, objective.any_mean_at, lambda losses: None)
+
+    def plain(self, objective: Objective) -> float:
+        """The mean loss at the model's own weights, over the examples of all ranks."""
+        own = objective.plain()
+        if self.ranks is None or self.ranks.share == "directions":
+            return own
+        objective.plain_loss = float(self.ranks.mean(np.array([own]))[0])
+        return objective.plain_loss
+
+    def _shared(self, objective: Objective, candidates: Candidates, ranks: Ranks) -> list[list[float]]:
+        """The losses of all candidates, of which this process evaluates its share; NaN and infinity included."""
+        if ranks.share == "examples":
+            own = self._evaluate(objective, candidates, objective.any_mean_at, lambda losses: None)
+            averaged: list[list[float]] = ranks.mean(np.array(own)).tolist()
+            return averaged
+        count, width = len(candidates), candidates.width
+        losses = np.zeros((count * width, 1))
+        for at in filter(ranks.mine, range(count * width)):
+            losses[at] = objective.any_mean_at(candidates.member(at // width, at % width))
+        completed: list[list[float]] = ranks.complete(losses).reshape(count, width).tolist()
+        return completed
 
     def each(self, objective: Objective, movable: Movable, steps: list[float]) -> Tensor:
         """The loss of each example at weights that moved along a direction of its own, [B] in float64.

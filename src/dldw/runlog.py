@@ -19,6 +19,7 @@ from dldw import noise
 from dldw.directional import Directional
 from dldw.errors import DldwError
 from dldw.noise import Key
+from dldw.ranks import Ranks
 from dldw.weights import Weights
 
 FORMAT = 1
@@ -90,13 +91,18 @@ class RunLog:
         described: See ``describe``.
         key: Of a new run.
         model: It holds the weights that the run begins with, or began with.
+        ranks: Processes that share the log: rank 0 writes it, and all read it when they begin.
 
     Raises:
         DldwError: The file is no such log; it belongs to another run (the text has the difference); it cannot be written.
     """
 
-    def __init__(self, path: Path, described: Mapping[str, Any], key: Key, model: nn.Module) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, described: Mapping[str, Any], key: Key, model: nn.Module, ranks: Ranks | None = None
+    ) -> None:
+        self.path, self._writes = path, ranks is None or ranks.rank == 0
+        if not self._writes and ranks is not None:
+            ranks.wait()  # until rank 0 has repaired or begun it
         names = {id(p): name for name, p in model.named_parameters()}
         named = {names[id(p)]: p for p in Weights.of(model).tensors}  # in the order that their noise is counted in
         head = {
@@ -112,7 +118,7 @@ class RunLog:
             "digest": digest(named),
         }
         try:
-            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
+            self._file = open(path, "a+b" if self._writes else "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise DldwError(
                 f"the log {path} cannot be written: {error.strerror or error}. Give another path for it."
@@ -131,19 +137,23 @@ class RunLog:
                     "and the first weights of that run."
                 )
             self.key: Key = tuple(known["key"])
-            self._file.truncate(sum(map(len, lines)))
+            if self._writes:
+                self._file.truncate(sum(map(len, lines)))
         else:
             self.key = key
             self._file.truncate(0)
             self._write(head)
+        if self._writes and ranks is not None:
+            ranks.wait()
 
     def append(self, step: Step) -> None:
-        """Writes a step; when this returns, ``kill -9`` cannot lose it.
+        """Writes a step, in rank 0; when this returns, ``kill -9`` cannot lose it.
 
         Raises:
             DldwError: It could not be written; the log is as it was.
         """
-        self._write(step.record())
+        if self._writes:
+            self._write(step.record())
 
     def _write(self, record: Mapping[str, Any]) -> None:
         size = self._file.seek(0, os.SEEK_END)
@@ -171,7 +181,8 @@ class RunLog:
                 f"the saved state does not belong to the log {self.path}: {why}. Give the log that was written with it, or "
                 "another path."
             )
-        self._file.truncate(sum(map(len, lines[: steps + 1])))
+        if self._writes:
+            self._file.truncate(sum(map(len, lines[: steps + 1])))
 
 
 def _lines(path: Path) -> list[bytes]:

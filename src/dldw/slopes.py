@@ -97,7 +97,7 @@ class _Difference(Slope):
     def measure(self, objective: Objective, drawn: Drawn, evaluate: Evaluator, steps: list[float]) -> Measured:
         losses = evaluate(objective, Probes(drawn, objective.weights, self.offsets, steps))
         if self.baseline:
-            plain = objective.plain()
+            plain = evaluate.plain(objective)
             for row in losses:
                 row.append(plain)
         return Measured(losses, self.stencil, steps)

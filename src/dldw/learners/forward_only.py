@@ -99,10 +99,13 @@ class ForwardOnly:
         weights = Weights.of(model)
         weights.require_trainable()
         self._generator = source._generator_on(weights.device)
+        self._ranks = source._evaluator.ranks
         self.key = draw_keys(self._generator, 1)[0]
+        if self._ranks is not None:
+            self.key = self._ranks.first(self.key)
         self._recent = momentum if isinstance(momentum, RecentMomentum) else None
         described = describe(source, momentum, weight_decay, rounding)
-        self._log = None if log is None else RunLog(Path(log), described, self.key, model)
+        self._log = None if log is None else RunLog(Path(log), described, self.key, model, self._ranks)
         if self._log is not None:
             self.key = self._log.key
         kept = 0.0 if isinstance(momentum, RecentMomentum) else momentum
@@ -139,6 +142,9 @@ class ForwardOnly:
             self._last = [*last, step][-recent.steps :]
         self._update.apply(step.number, step.lr, parts)
         self.steps = step.number + 1
+        every = 0 if self._ranks is None else self._ranks.check_every
+        if self._ranks is not None and every and self.steps % every == 0:
+            self._ranks.require_equal(digest(dict(self.model.named_parameters())), step.number)
 
     def _again(self, step: Step, factor: float) -> Iterator[tuple[Drawn, list[float]]]:
         """The directions of a step and its slopes times ``factor``."""

@@ -1,0 +1,1 @@
+"""Rules that fuse estimate and update, one per file."""

@@ -271,6 +271,67 @@ def test_the_bound_is_reached_where_every_example_points_another_way():
     assert learner.mistakes == 16 == (1 / gamma) ** 2
 
 
+# --- the task with a known margin -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def task():
+    return load_task("separable")
+
+
+def of_rows(away: torch.Tensor) -> nn.Linear:
+    """The layer of rows (-w, w)."""
+    model = nn.Linear(len(away), 2, bias=False, dtype=away.dtype)
+    with torch.no_grad():
+        model.weight.copy_(torch.stack([-away, away]))
+    return model
+
+
+def test_no_layer_has_a_larger_margin_than_the_known_one_on_any_split(task):
+    for split in ("validation", "test"):
+        assert task.evaluate(of_rows(task.truth), split)["margin"] == pytest.approx(1, rel=1e-5)
+        assert task.evaluate(of_rows(-task.truth), split)["margin"] < -1
+        for seed in range(200):
+            shift = torch.randn(20, generator=seeded(seed)) * 10.0 ** (seed % 4 - 4)
+            assert task.evaluate(of_rows(task.truth + shift), split)["margin"] < 1 + 1e-6
+
+
+def test_examples_are_unit_vectors_at_the_gap_or_beyond(task):
+    x, y = task.train
+    assert torch.allclose(x.norm(dim=1), torch.ones(len(x)))
+    along = (2 * y - 1) * (x @ task.truth)
+    assert along.min() == pytest.approx(0.1, rel=1e-5)
+    assert len(x) == 768
+    assert 300 < int(y.sum()) < 468
+    assert not {tuple(row) for row in x.tolist()} & {tuple(row) for row in task.splits["test"][0].tolist()}
+
+
+def test_perceptron_separates_the_task_within_a_hundred_mistakes_and_its_margin_is_not_the_largest(task):
+    x, y = task.train
+    model = layer(20, 2, bias=False)
+    learner, before = OnlinePerceptron(model), -1
+    while learner.mistakes > before:
+        before = learner.mistakes
+        learner.step((x.double(), y))
+    assert 10 < learner.mistakes <= 100
+    found = task.evaluate(model.float(), "validation")
+    assert (found["accuracy"], found["mistakes"]) == (1.0, 0.0)
+    assert 0 < found["margin"] < 0.5
+    assert task.evaluate(task.model(0), "validation")["mistakes"] > 100
+
+
+def test_perceptron_with_a_margin_of_one_takes_the_exact_gradient_of_the_tasks_loss(task):
+    model, batches = task.model(0), task.batches(0)
+    for _ in range(30):
+        batch = next(batches)
+        (wanted,) = torch.autograd.grad(task.loss(model, batch).mean(), list(model.parameters()))
+        (got,) = estimate(model, batch, margin=1.0)
+        assert wanted.any()
+        assert torch.allclose(got, wanted, rtol=1e-5, atol=1e-7)
+        with torch.no_grad():
+            model.weight.sub_(0.3 * got)
+
+
 # --- the same rule at the speed of matrix products -----------------------------------------------------------------
 
 

@@ -185,8 +185,9 @@ def _slack(weights: np.ndarray, bias: np.ndarray, m: int, longest: float) -> flo
     eps). The block's score, the one taken alone, the repairs and the rounding of the weights are 2 (d + m + 2) such terms
     for each of two scores. The leading factor is twice that: it covers the higher orders and the rounding in this function.
     """
-    reach: float = math.sqrt(float(np.einsum("ij,ij->i", weights, weights).max())) + float(abs(bias).max()) + m * (longest + 1)
-    off = 4 * (weights.shape[1] + m + 2) * reach * (longest + 1)
+    row = math.sqrt(np.einsum("ij,ij->i", weights, weights).max())
+    reach = row + float(abs(bias).max()) + m * (longest + 1)
+    off: float = 4 * (weights.shape[1] + m + 2) * reach * (longest + 1)
     if not math.isfinite(off):
         raise NonFiniteLossError(
             "the weights are NaN, infinite or too large, so that no example can be scored. Start from others, and scale the "

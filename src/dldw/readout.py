@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -86,6 +87,15 @@ class Readout:
         if not y.numel():
             raise DldwError("the batch has no examples: there is nothing to learn from. Leave it out.")
         return x, y.to(torch.int64)
+
+
+def require_margin(margin: float) -> None:
+    """Raises ``DldwError`` unless ``margin`` is a finite number that is not negative."""
+    if not isinstance(margin, Real) or not 0 <= margin < float("inf"):
+        raise DldwError(
+            f"margin must be a finite number that is not negative, got {margin!r}: how far the own score must be above the "
+            "best of the others. A perceptron takes no loss; it has its own criterion. Use margin=0.0."
+        )
 
 
 def _is(module: nn.Module, kind: type[nn.Module]) -> bool:

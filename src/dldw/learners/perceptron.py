@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dldw.errors import DldwError, NonFiniteLossError
-from dldw.readout import Readout
+from dldw.readout import Readout, require_margin
 from dldw.source import Batch
 from dldw.weights import Weights
 
@@ -64,11 +64,7 @@ class OnlinePerceptron:
         Weights.of(model).require_trainable()
         self._readout = Readout.of(model)
         layer = self._readout.layer
-        if not isinstance(margin, int | float) or not 0 <= margin < float("inf"):
-            raise DldwError(
-                f"margin must be a number that is not negative, got {margin!r}: how far the own score must be above the best "
-                "of the others. Use margin=0.0."
-            )
+        require_margin(margin)
         for name, p in layer.named_parameters():
             _require_double(p, f"the {name}")
             if not p.requires_grad:
@@ -95,7 +91,7 @@ class OnlinePerceptron:
         """
         x, y = self._readout.features(batch)
         _require_double(x, "what the layer is given")
-        rows, classes = x.numpy(), y.numpy()
+        rows, classes = x.detach().contiguous().numpy(), y.numpy()
         norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
         if not np.isfinite(norms).all():
             raise NonFiniteLossError(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from dldw.card import Card, Choice, Float
-from dldw.errors import DldwError, NonFiniteLossError
-from dldw.readout import Readout
+from dldw.errors import NonFiniteLossError
+from dldw.readout import Readout, require_margin
 from dldw.source import Batch, GradientSource
 
 
@@ -66,11 +66,7 @@ class Perceptron(GradientSource):
 
     def __init__(self, margin: float = 0.0, *, generator: torch.Generator | None = None) -> None:
         super().__init__(generator=generator)
-        if not isinstance(margin, int | float) or not 0 <= margin < float("inf"):
-            raise DldwError(
-                f"margin must be a number that is not negative, got {margin!r}: how far the own score must be above the best "
-                "of the others. The perceptron takes no loss; it has its own criterion. Use dldw.Perceptron(margin=0.0)."
-            )
+        require_margin(margin)
         self.margin = margin
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -51,7 +51,7 @@ class Separable(Classification):
 
     @staticmethod
     def _unit(x: Tensor) -> Tensor:
-        return x / x.norm(dim=1, keepdim=True)
+        return nn.functional.normalize(x, dim=1)
 
     def network(self, width: int) -> nn.Module:
         return nn.Linear(self.dimensions, 2, bias=False)

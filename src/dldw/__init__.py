@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from dldw.sources.node_perturbation import NodePerturbation as NodePerturbation
     from dldw.sources.one_sided_batch import OneSidedBatch as OneSidedBatch
     from dldw.sources.per_example_perturbation import PerExamplePerturbation as PerExamplePerturbation
+    from dldw.sources.perceptron import Perceptron as Perceptron
     from dldw.sources.reinforce import Reinforce as Reinforce
     from dldw.sources.sparse_perturbation import SparsePerturbation as SparsePerturbation
     from dldw.sources.spsa import SPSA as SPSA
@@ -97,6 +98,7 @@ _HOMES = {
     "OneSidedBatch": "dldw.sources.one_sided_batch",
     "PerExamplePerturbation": "dldw.sources.per_example_perturbation",
     "NodePerturbation": "dldw.sources.node_perturbation",
+    "Perceptron": "dldw.sources.perceptron",
     "Reinforce": "dldw.sources.reinforce",
     "SparsePerturbation": "dldw.sources.sparse_perturbation",
     "SPSA": "dldw.sources.spsa",

@@ -30,6 +30,7 @@ METHODS = {
     "per-example-perturbation": "dldw.sources.per_example_perturbation:PerExamplePerturbation",
     "forward-gradient": "dldw.sources.forward_gradient:ForwardGradient",
     "reinforce": "dldw.sources.reinforce:Reinforce",
+    "perceptron": "dldw.sources.perceptron:Perceptron",
     "random-search": "dldw.searchers.random_search:RandomSearch",
     "hill-climb": "dldw.searchers.hill_climb:HillClimb",
     "particle-swarm": "dldw.searchers.particle_swarm:ParticleSwarm",
@@ -52,7 +53,8 @@ class Method:
 
     Attributes:
         name: As the command line has it.
-        factory: The class: a ``GradientSource``, a ``Searcher``, or a learner built from model and loss.
+        factory: The class: a ``GradientSource``, a ``Searcher``, or a learner built from model and loss; sources and
+            learners whose card says that they need no loss have no such argument.
     """
 
     name: str
@@ -84,6 +86,11 @@ class Method:
 
         return issubclass(self.factory, GradientSource)
 
+    @property
+    def takes_loss(self) -> bool:
+        """Whether the method is built from the loss of the task."""
+        return self.card.needs != "no loss"
+
     def build(
         self, model: nn.Module, loss: Loss, /, generator: torch.Generator | None = None, **settings: Any
     ) -> Learner:
@@ -91,7 +98,7 @@ class Method:
 
         Args:
             model: The model to train.
-            loss: ``loss(model, batch)``.
+            loss: ``loss(model, batch)``; not handed to a method that needs none.
             generator: Where the method draws from.
             **settings: The method's own, and ``lr``, ``optimizer`` and ``momentum`` where it is a gradient source.
 
@@ -101,20 +108,19 @@ class Method:
         from dldw.learner import Descent, Search, make_optimizer
         from dldw.searcher import Searcher
 
-        known = self.settings
+        known, objective = self.settings, (loss,) if self.takes_loss else ()
         for name in settings:
             if name not in known:
                 raise UnknownNameError(unknown("setting", name, known, of=self.name))
         if not self.is_source:
             if issubclass(self.factory, Searcher):
                 return Search(model, loss, self.factory(generator=generator, **settings))
-            needed = {} if self.card.needs == "no loss" else {"loss": loss}
-            learner: Learner = self.factory(model, **needed, generator=generator, **settings)
+            learner: Learner = self.factory(model, *objective, generator=generator, **settings)
             return learner
         own = inspect.signature(self.factory).parameters
         arguments = {k: v for k, v in settings.items() if k in own}
         optimizer = {"lr": 0.1} | {k: v for k, v in settings.items() if k not in own}
-        source = self.factory(loss, generator=generator, **arguments)
+        source = self.factory(*objective, generator=generator, **arguments)
         return Descent(model, source, make_optimizer(model, **optimizer))
 
 

@@ -26,6 +26,7 @@ TASKS = {
     "ellipsoid": "dldw.tasks.functions:Ellipsoid",
     "rosenbrock": "dldw.tasks.functions:Rosenbrock",
     "rastrigin": "dldw.tasks.functions:Rastrigin",
+    "separable": "dldw.tasks.separable:Separable",
     "cartpole": "dldw.tasks.cartpole:CartPole",
     "acrobot": "dldw.tasks.acrobot:Acrobot",
     "pendulum": "dldw.tasks.pendulum:Pendulum",

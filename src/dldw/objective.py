@@ -181,13 +181,8 @@ class Objective:
     def _call(self) -> Tensor:
         try:
             return self.loss(self.model, self.batch)
-        except RuntimeError as error:
-            elsewhere = {t.device for t in tree_leaves(self.batch) if isinstance(t, Tensor)} - {self.weights.device}
-            if elsewhere:
-                raise DldwError(
-                    f"the batch is on {', '.join(sorted(map(str, elsewhere)))} but the model is on {self.weights.device}. "
-                    "Move one to the other's device first, e.g. batch.to(device)."
-                ) from error
+        except RuntimeError:
+            require_same_device(self.batch, self.weights.device)
             raise
 
     def _put_scratch_buffers(self) -> None:
@@ -226,6 +221,16 @@ def _forward_mode_kernels(model: nn.Module) -> Iterator[None]:
             stack.enter_context(backends.cudnn.flags(enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+def require_same_device(batch: Batch, device: torch.device) -> None:
+    """Raises ``DldwError`` where a tensor of the batch is not on the device of the model."""
+    elsewhere = {t.device for t in tree_leaves(batch) if isinstance(t, Tensor)} - {device}
+    if elsewhere:
+        raise DldwError(
+            f"the batch is on {', '.join(sorted(map(str, elsewhere)))} but the model is on {device}. "
+            "Move one to the other's device first, e.g. batch.to(device)."
+        )
 
 
 class _RandomState:

@@ -42,7 +42,8 @@ class Method:
 
     Attributes:
         name: As the command line has it.
-        factory: The class: a ``GradientSource``, a ``Searcher``, or a learner built from model and loss.
+        factory: The class: a ``GradientSource``, a ``Searcher``, or a learner built from model and loss; sources and
+            learners whose card says that they need no loss have no such argument.
     """
 
     name: str
@@ -61,11 +62,8 @@ class Method:
 
         functions = [self.factory] + ([make_optimizer] if self.is_source else [])
         parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
-        return {
-            p.name: None if p.default is p.empty else p.default
-            for p in parameters
-            if p.name not in ("model", "loss", "generator")
-        }
+        given = ("model", "generator", "loss") if self.takes_loss else ("model", "generator")
+        return {p.name: None if p.default is p.empty else p.default for p in parameters if p.name not in given}
 
     @property
     def is_source(self) -> bool:
@@ -74,12 +72,19 @@ class Method:
 
         return issubclass(self.factory, GradientSource)
 
-    def build(self, model: nn.Module, loss: Loss, generator: torch.Generator | None = None, **settings: Any) -> Learner:
+    @property
+    def takes_loss(self) -> bool:
+        """Whether the method is built from the loss of the task."""
+        return self.card.needs != "no loss"
+
+    def build(
+        self, model: nn.Module, loss: Loss, generator: torch.Generator | None = None, /, **settings: Any
+    ) -> Learner:
         """A learner that trains ``model`` with this method.
 
         Args:
             model: The model to train.
-            loss: ``loss(model, batch)``.
+            loss: ``loss(model, batch)``; not handed to a method that needs none.
             generator: Where the method draws from.
             **settings: The method's own, and ``lr``, ``optimizer`` and ``momentum`` where it is a gradient source.
 
@@ -89,19 +94,19 @@ class Method:
         from dldw.learner import Descent, Search, make_optimizer
         from dldw.searcher import Searcher
 
-        known = self.settings
+        known, objective = self.settings, (loss,) if self.takes_loss else ()
         for name in settings:
             if name not in known:
                 raise UnknownNameError(unknown("setting", name, known, of=self.name))
         if not self.is_source:
             if issubclass(self.factory, Searcher):
                 return Search(model, loss, self.factory(generator=generator, **settings))
-            learner: Learner = self.factory(model, loss, generator=generator, **settings)
+            learner: Learner = self.factory(model, *objective, generator=generator, **settings)
             return learner
         own = inspect.signature(self.factory).parameters
         arguments = {k: v for k, v in settings.items() if k in own}
         optimizer = {"lr": 0.1} | {k: v for k, v in settings.items() if k not in own}
-        source = self.factory(loss, generator=generator, **arguments)
+        source = self.factory(*objective, generator=generator, **arguments)
         return Descent(model, source, make_optimizer(model, **optimizer))
 
 

@@ -24,7 +24,8 @@ class GradientSource(ABC):
     Any optimizer, schedule, clipping and (where ``card.additive``) gradient accumulation of ``torch.optim`` then works.
 
     Args:
-        loss: ``loss(model, batch) -> Tensor``, a scalar or one value per example [B].
+        loss: ``loss(model, batch) -> Tensor``, a scalar or one value per example [B]; a source whose card says that it needs
+            no loss is made without.
         generator: Where the method draws its own randomness from; it must be on the device of the weights. By default one
             is made on first use and seeded with ``torch.initial_seed()``, so that ``torch.manual_seed`` makes runs repeat.
             The global random state is never drawn from; the model's own dropout advances it as one forward pass does.
@@ -32,13 +33,15 @@ class GradientSource(ABC):
 
     card: Card
 
-    def __init__(self, loss: Loss, generator: torch.Generator | None = None) -> None:
-        if not callable(loss):
-            raise DldwError(
-                f"loss must be a function loss(model, batch) -> Tensor, got {type(loss).__name__}. "
-                "Wrap a criterion: lambda model, batch: criterion(model(batch[0]), batch[1])."
-            )
-        self.loss = loss
+    def __init__(self, loss: Loss | None = None, generator: torch.Generator | None = None) -> None:
+        card: Card | None = getattr(self, "card", None)  # what is put together on the spot has none
+        if card is None or card.needs != "no loss":
+            if not callable(loss):
+                raise DldwError(
+                    f"loss must be a function loss(model, batch) -> Tensor, got {type(loss).__name__}. "
+                    "Wrap a criterion: lambda model, batch: criterion(model(batch[0]), batch[1])."
+                )
+            self.loss = loss
         self.generator = generator
 
     @abstractmethod

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import dldw.nn as nn
     from dldw.card import Card as Card
     from dldw.directional import Directional as Directional
     from dldw.errors import AccumulationError as AccumulationError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from dldw.searchers import RandomSearch as RandomSearch
     from dldw.source import GradientSource as GradientSource
     from dldw.sources.backprop import Backprop as Backprop
+    from dldw.sources.contrastive_divergence import ContrastiveDivergence as ContrastiveDivergence
     from dldw.sources.evolution_strategy import EvolutionStrategy as EvolutionStrategy
     from dldw.sources.finite_difference import FiniteDifference as FiniteDifference
     from dldw.sources.forward_gradient import ForwardGradient as ForwardGradient
@@ -61,6 +63,7 @@ _HOMES = {
     "RandomSearch": "dldw.searchers",
     "GradientSource": "dldw.source",
     "Backprop": "dldw.sources.backprop",
+    "ContrastiveDivergence": "dldw.sources.contrastive_divergence",
     "EvolutionStrategy": "dldw.sources.evolution_strategy",
     "FiniteDifference": "dldw.sources.finite_difference",
     "ForwardGradient": "dldw.sources.forward_gradient",
@@ -69,11 +72,14 @@ _HOMES = {
     "SPSA": "dldw.sources.spsa",
     "WeightPerturbation": "dldw.sources.weight_perturbation",
 }
-__all__ = [*_HOMES, "__version__"]
+_ROOMS = ("nn",)
+__all__ = [*_HOMES, *_ROOMS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name on first use, so that ``dldw --help`` need not wait for torch."""
+    if name in _ROOMS:
+        return import_module(f"dldw.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'dldw' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)
@@ -81,4 +87,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_ROOMS})

@@ -27,6 +27,7 @@ METHODS = {
     "low-rank-evolution": "dldw.sources.low_rank_evolution:LowRankEvolution",
     "forward-gradient": "dldw.sources.forward_gradient:ForwardGradient",
     "reinforce": "dldw.sources.reinforce:Reinforce",
+    "contrastive-divergence": "dldw.sources.contrastive_divergence:ContrastiveDivergence",
     "random-search": "dldw.searchers.random_search:RandomSearch",
     "hill-climb": "dldw.searchers.hill_climb:HillClimb",
     "particle-swarm": "dldw.searchers.particle_swarm:ParticleSwarm",

@@ -1,0 +1,220 @@
+"""Contrastive divergence: a restricted Boltzmann machine learns from data against samples of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dldw.card import Card, Choice, Float
+from dldw.errors import DldwError, NonFiniteLossError
+from dldw.memory import keep_freed_memory
+from dldw.nn.rbm import RBM
+from dldw.nn.units import GaussianUnits, bernoulli_
+from dldw.source import Batch, GradientSource
+
+COMPLETIONS = 20
+"""Gibbs steps in which missing values are drawn given those that are known."""
+
+
+class ContrastiveDivergence(GradientSource):
+    """The gradient of the free energy, on the data minus on samples that Gibbs sampling reaches in k steps.
+
+        ghat = 1/B · sum_i ∂F(v_i)/∂w - 1/n · sum_j ∂F(v'_j)/∂w,      ∂F/∂W = -p(h | v) vᵀ for Bernoulli units
+
+    With samples v' from the machine itself this is the gradient of the mean negative log-likelihood. CD-k starts the chains
+    at the data and is biased, the less the larger k; persistent CD goes on with the chains of the last step. What is
+    returned is the mean squared error of a reconstruction, which tells that something is learnt but not what it is worth:
+    ``rbm.log_likelihood`` does. Missing values (NaN) are drawn given those that are known.
+
+    Cost: 2k + 3 products of a batch with W, of which a forward pass has one; persistent CD one more. As the sum over the
+    data is divided by B and that over the chains by n, a last batch of another size counts as it should.
+
+    Source: Hinton 2002, Neural Computation 14; persistent: Tieleman 2008, ICML.
+
+    Args:
+        k: Steps of Gibbs sampling.
+        persistent: Whether the chains go on from step to step.
+        chains: n, of persistent chains; by default as many as the first batch has examples.
+        generator: See ``GradientSource``.
+
+    Example:
+        >>> import torch, dldw
+        >>> rbm, images = dldw.nn.RBM(16, 4), torch.rand(32, 16).round()
+        >>> optimizer = torch.optim.SGD(rbm.parameters(), lr=0.1, momentum=0.5, weight_decay=1e-4)
+        >>> error = dldw.ContrastiveDivergence(k=1)(rbm, images)
+        >>> optimizer.step()
+        >>> rbm.weight.grad.shape
+        torch.Size([4, 16])
+    """
+
+    card = Card(
+        summary="A Boltzmann machine made likelier at the data and less so at samples of its own.",
+        claim="biased",
+        needs="no loss",
+        forwards="2 * k + 3 + persistent",
+        memory="d + visible and hidden units of the examples and the chains",
+        paper="Hinton 2002, Neural Computation 14; persistent: Tieleman 2008, ICML",
+        space={"lr": Float(1e-3, 1.0), "momentum": Float(0.0, 0.9, log=False), "persistent": Choice((False, True))},
+        note="For dldw.nn.RBM alone. A forward here is one product with the weights, far less than an exact likelihood.",
+    )
+
+    def __init__(
+        self,
+        k: int = 1,
+        *,
+        persistent: bool = False,
+        chains: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(generator=generator)
+        if k < 1:
+            raise DldwError(f"k must be at least 1, got {k}: without a step of sampling the two terms cancel.")
+        if chains is not None and not persistent:
+            raise DldwError(
+                f"chains={chains} is the number of persistent chains, but persistent is False: those of CD-k start at the "
+                "examples, one for each. Leave chains out, or set persistent=True."
+            )
+        if chains is not None and chains < 1:
+            raise DldwError(f"chains must be at least 1, got {chains}; as many as a batch has examples is usual.")
+        self.k, self.persistent, self.chains = k, persistent, chains
+        self._state: Tensor | None = None
+        self._held: _Phases | None = None
+        keep_freed_memory()
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        if not isinstance(model, RBM):
+            raise DldwError(
+                f"contrastive divergence trains a restricted Boltzmann machine (dldw.nn.RBM), and {type(model).__name__} is "
+                "none: it has no free energy and cannot be sampled. Build an RBM, or use a source that takes a loss."
+            )
+        generator = self._generator_on(self._prepare(model).device)
+        with torch.no_grad():
+            v = _complete(model, batch, generator)
+            phases = self._phases(model, len(v))
+            error, state = self._sample(model, v, phases, generator)
+            if not math.isfinite(error):
+                raise NonFiniteLossError(
+                    f"the reconstruction error is {error}, so the weights are not finite or far too large; .grad is as it was. "
+                    "Lower the learning rate, or standardise the data of Gaussian units."
+                )
+            phases.add_gradient(model)
+            if self.persistent:
+                self._state = state
+        return model.weight.new_tensor(error)
+
+    def _sample(
+        self, rbm: RBM, v: Tensor, phases: _Phases, generator: torch.Generator
+    ) -> tuple[float, Tensor]:
+        """Fills in both phases; returns the reconstruction error and the hidden states that the chains end in."""
+        phases.v_data.copy_(v)
+        data = phases.infer(rbm, phases.v_data, phases.h_data)
+        if not self.persistent:
+            state, error = bernoulli_(data.clone(), generator), None
+        else:
+            error = _squared(v - rbm.visible_mean(data))
+            state = self._state
+            if state is None:
+                rows = torch.arange(len(phases.h_model), device=v.device) % len(v)
+                state = bernoulli_(data[rows], generator)
+        for step in range(self.k):
+            torch.addmm(rbm.visible_bias, state, rbm.weight, out=phases.v_model)
+            mean = rbm.units.mean_(phases.v_model)
+            if error is None:
+                error = _squared(v - mean)
+            rbm.units.draw_(mean, generator)
+            model = phases.infer(rbm, phases.v_model, phases.h_model)
+            if self.persistent or step < self.k - 1:
+                state = bernoulli_(model.clone(), generator)
+        return error or 0.0, state
+
+    def _phases(self, rbm: RBM, examples: int) -> _Phases:
+        chains = examples
+        if self.persistent:
+            chains = self.chains or examples if self._state is None else len(self._state)
+            if self._state is not None and self._state.shape[1] != rbm.hidden:
+                raise DldwError(
+                    f"the persistent chains are those of a machine with {self._state.shape[1]} hidden units, and this one has "
+                    f"{rbm.hidden}. Make a source for each machine."
+                )
+        if self._held is None or not self._held.fits(rbm, examples, chains):
+            self._held = _Phases.of(rbm, examples, chains)
+        return self._held
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of the generator and of the persistent chains."""
+        return super().state_dict() | {"chains": None if self._state is None else self._state.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._state = None if state["chains"] is None else state["chains"].clone()
+
+
+@dataclass
+class _Phases:
+    """Data above and the machine's own samples below, so that one product gives the gradient of both.
+
+    Attributes:
+        v: [B + n, visible].
+        h: p(h | v), [B + n, hidden].
+        share: What each row counts: -1/B on data, 1/n on samples.
+    """
+
+    v: Tensor
+    h: Tensor
+    share: Tensor
+    v_data: Tensor
+    v_model: Tensor
+    h_data: Tensor
+    h_model: Tensor
+
+    @classmethod
+    def of(cls, rbm: RBM, examples: int, chains: int) -> _Phases:
+        rows, like = examples + chains, rbm.weight
+        v, h, share = (like.new_empty(rows, *size) for size in ((rbm.visible,), (rbm.hidden,), ()))
+        share[:examples] = -1 / examples
+        share[examples:] = 1 / chains
+        return cls(v, h, share, v[:examples], v[examples:], h[:examples], h[examples:])
+
+    def fits(self, rbm: RBM, examples: int, chains: int) -> bool:
+        shapes = (len(self.v_data), len(self.v_model), self.v.shape[1], self.h.shape[1])
+        same = self.v.dtype == rbm.weight.dtype and self.v.device == rbm.weight.device
+        return same and shapes == (examples, chains, rbm.visible, rbm.hidden)
+
+    @staticmethod
+    def infer(rbm: RBM, v: Tensor, out: Tensor) -> Tensor:
+        """p(h = 1 | v)."""
+        return torch.addmm(rbm.hidden_bias, rbm.units.scaled(v), rbm.weight.t(), out=out).sigmoid_()
+
+    def add_gradient(self, rbm: RBM) -> None:
+        """Adds the difference of the gradients of F to ``.grad``; ``h`` is spent."""
+        h, scaled = self.h.mul_(self.share[:, None]), rbm.units.scaled(self.v)
+        _add(rbm.weight, lambda: h.t() @ scaled)
+        _add(rbm.visible_bias, lambda: self.share @ scaled)
+        _add(rbm.hidden_bias, lambda: h.sum(0))
+        if isinstance(rbm.units, GaussianUnits):
+            z, b = rbm.units.log_variance, rbm.visible_bias
+            _add(z, lambda: (self.share @ (self.v - b).square() / 2 - ((h @ rbm.weight) * self.v).sum(0)) * torch.exp(-z))
+
+
+def _add(p: nn.Parameter, gradient: Callable[[], Tensor]) -> None:
+    if p.requires_grad:
+        p.grad = gradient() if p.grad is None else p.grad.add_(gradient())
+
+
+def _complete(rbm: RBM, batch: Batch, generator: torch.Generator) -> Tensor:
+    """The examples [B, visible], what is missing in them drawn given the rest."""
+    missing = rbm.require(batch, "the batch")
+    v: Tensor = batch
+    if v.ndim != 2:
+        raise DldwError(f"the batch must be of shape [B, {rbm.visible}], an example in each row, got {list(v.shape)}.")
+    return rbm.sample(len(v), COMPLETIONS, clamp=v, generator=generator) if missing else v
+
+
+def _squared(difference: Tensor) -> float:
+    flat = difference.flatten()
+    return float(flat @ flat) / flat.numel()

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import dldw.nn as nn
+    from dldw import nn as nn
     from dldw.card import Card as Card
     from dldw.directional import Directional as Directional
     from dldw.errors import AccumulationError as AccumulationError

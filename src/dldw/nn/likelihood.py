@@ -5,11 +5,11 @@ to 20 units. Beyond, annealed importance sampling (Salakhutdinov & Murray 2008) 
 whose Z is known, to this one, through machines p_β with energies interpolated in β; the mean of the chains' weights is
 Z / Z_0 on average.
 
-**The interval.** Chains that miss a region of the distribution agree with each other and underestimate Z: their spread alone
-says nothing of it. So the chains are run back too, from their own ends, where they see what they missed on the way
-(bidirectional Monte Carlo, Grosse, Ghahramani & Adams 2015, arXiv 1511.02543, with approximate in place of exact samples): forth,
-log Z is underestimated on average, back, overestimated. The interval spans three standard errors of both. Neither direction sees
-what no chain ever reached: with far too few temperatures an interval can be wrong, though it will be wide.
+**The interval.** Chains that miss a region of the distribution agree with each other and underestimate Z: their spread says
+nothing of it. So the chains are run back too, from their own ends (bidirectional Monte Carlo, Grosse, Ghahramani & Adams
+2015, arXiv 1511.02543, with approximate in place of exact samples): log Z is underestimated on average on the way forth, and
+overestimated on the way back. The interval spans three standard errors of both. Neither sees what no chain ever reached, so
+that with far too few temperatures an interval can be wrong, though it will be wide.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -102,9 +103,7 @@ def log_likelihood(
         precise = copy.deepcopy(rbm).double()
         free_energy = torch.cat([precise.free_energy(part.double()) for part in v.split(CHUNK)])
         base = rbm.units.bias_of(v.mean(0))
-    found = log_partition(
-        rbm, method, base=base, chains=chains, temperatures=temperatures, generator=generator
-    )
+    found = log_partition(rbm, method, base=base, chains=chains, temperatures=temperatures, generator=generator)
     return LogLikelihood(-free_energy - found.value, found)
 
 
@@ -215,7 +214,7 @@ def _annealed(
     betas = [k / temperatures for k in range(temperatures + 1)]
     v, at_base = path.start(chains)
     forth = torch.zeros(chains, dtype=torch.float64, device=v.device)
-    for before, beta in zip(betas, betas[1:], strict=False):
+    for before, beta in pairwise(betas):
         field = rbm.hidden_field(v)
         forth += path.log_density(v, field, beta) - path.log_density(v, field, before)
         v = path.step(field, beta)
@@ -228,9 +227,7 @@ def _annealed(
         back += path.log_density(v, field, beta) - path.log_density(v, field, before)
     value, low, high = _log_mean(forth)
     _, back_low, back_high = _log_mean(back)
-    return LogPartition(
-        at_base + value, at_base + min(low, -back_high), at_base + max(high, -back_low), "ais"
-    )
+    return LogPartition(at_base + value, at_base + min(low, -back_high), at_base + max(high, -back_low), "ais")
 
 
 def _log_mean(logs: Tensor) -> tuple[float, float, float]:

@@ -65,7 +65,9 @@ class RBM(nn.Module):
     ) -> None:
         super().__init__()
         if visible < 1 or hidden < 1:
-            raise DldwError(f"a machine needs visible and hidden units, got {visible} and {hidden}. Give at least 1 of each.")
+            raise DldwError(
+                f"a machine needs visible and hidden units, got {visible} and {hidden}. Give at least 1 of each."
+            )
         if visible_units not in ("bernoulli", "gaussian"):
             raise DldwError(
                 f"visible_units must be bernoulli (values in [0, 1]) or gaussian (real values), got {visible_units!r}."
@@ -222,13 +224,16 @@ class RBM(nn.Module):
                 f"{name} must be a tensor [..., {self.visible}], one column for each visible unit, got {found}. "
                 "Flatten images first (images.flatten(1)), and leave labels out (batch[0])."
             )
-        if v.dtype != self.weight.dtype or v.device != self.weight.device:
+        weight = self.weight
+        if v.dtype != weight.dtype or v.device != weight.device:
             raise DldwError(
-                f"{name} is of {v.dtype} on {v.device}, the machine of {self.weight.dtype} on {self.weight.device}. "
+                f"{name} is of {v.dtype} on {v.device}, the machine of {weight.dtype} on {weight.device}. "
                 f"Convert one of them: {name}.to(rbm.weight)."
             )
         if shape is not None and v.shape != shape[-v.ndim :]:
-            raise DldwError(f"{name} of shape {list(v.shape)} does not fit chains of shape {list(shape)}; give a row for each.")
+            raise DldwError(
+                f"{name} of shape {list(v.shape)} does not fit chains of shape {list(shape)}; give a row for each."
+            )
         low, high = (float(bound) for bound in v.aminmax())
         missing = math.isnan(low)
         if missing:

@@ -120,14 +120,16 @@ class GaussianUnits(Units):
 def bernoulli_(p: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Puts a draw that is 1 with probability ``p`` in the place of each p.
 
-    Random bits cost as much as the matrix products around them, so each draw takes 16; what lies below their resolution is
-    drawn once for all of them. Each draw is 1 with probability p exactly, and draws depend on each other only where their
-    16 bits decide nothing, with probability 2^-16.
+    Random bits cost as much as the matrix products around them, so each draw takes 16, and the 8 below these are drawn once
+    for all. So each draw is 1 with probability p to 24 bits, as with ``torch.rand(()) < p`` in float32, and draws depend on
+    each other only where their 16 bits decide nothing, which has probability 2^-16.
     """
     if p.dtype in (torch.bfloat16, torch.float16):
         return p.copy_(bernoulli_(p.float(), generator))
-    words = torch.empty(-(-p.numel() // 4), dtype=torch.int64, device=p.device).random_(-(2**63), None, generator=generator)
+    words = torch.empty(p.numel() // 4 + 2, dtype=torch.int64, device=p.device).random_(
+        -(2**63), None, generator=generator
+    )
+    below = p.new_full((), -(2**15) - (int(words[-1]) & 255) / 256)
     bits = words.view(torch.int16)[: p.numel()].view(p.shape)
-    below = torch.rand((), generator=generator, dtype=p.dtype, device=p.device).add_(2**15).neg_()
     torch.add(below, p, alpha=2**16, out=p)
     return torch.lt(bits, p, out=p)

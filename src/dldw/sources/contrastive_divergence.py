@@ -95,55 +95,54 @@ class ContrastiveDivergence(GradientSource):
         generator = self._generator_on(self._prepare(model).device)
         with torch.no_grad():
             v = _complete(model, batch, generator)
-            phases = self._phases(model, len(v))
+            phases = self._phases(model, v)
             error, state = self._sample(model, v, phases, generator)
             if not math.isfinite(error):
                 raise NonFiniteLossError(
-                    f"the reconstruction error is {error}, so the weights are not finite or far too large; .grad is as it was. "
+                    f"the reconstruction error is {error}: the weights are not finite, or far too large; .grad is as it was. "
                     "Lower the learning rate, or standardise the data of Gaussian units."
                 )
             phases.add_gradient(model)
             if self.persistent:
                 self._state = state
-        return model.weight.new_tensor(error)
+        return torch.scalar_tensor(error, dtype=v.dtype, device=v.device)
 
-    def _sample(
-        self, rbm: RBM, v: Tensor, phases: _Phases, generator: torch.Generator
-    ) -> tuple[float, Tensor]:
+    def _sample(self, rbm: RBM, v: Tensor, phases: _Phases, generator: torch.Generator) -> tuple[float, Tensor]:
         """Fills in both phases; returns the reconstruction error and the hidden states that the chains end in."""
+        weight, bias, hidden_bias, units = rbm.weight, rbm.visible_bias, rbm.hidden_bias, rbm.units
+        transposed = weight.t()
         phases.v_data.copy_(v)
-        data = phases.infer(rbm, phases.v_data, phases.h_data)
-        if not self.persistent:
-            state, error = bernoulli_(data.clone(), generator), None
-        else:
+        data = torch.addmm(hidden_bias, units.scaled(phases.v_data), transposed, out=phases.h_data).sigmoid_()
+        error, state = None, self._state
+        if self.persistent:
             error = _squared(v - rbm.visible_mean(data))
-            state = self._state
-            if state is None:
-                rows = torch.arange(len(phases.h_model), device=v.device) % len(v)
-                state = bernoulli_(data[rows], generator)
+        if state is None:  # chains start at the examples, as often over as there are more of them
+            chains = len(phases.h_model)
+            start = data.clone() if chains == len(v) else data[torch.arange(chains, device=v.device) % len(v)]
+            state = bernoulli_(start, generator)
         for step in range(self.k):
-            torch.addmm(rbm.visible_bias, state, rbm.weight, out=phases.v_model)
-            mean = rbm.units.mean_(phases.v_model)
+            mean = units.mean_(torch.addmm(bias, state, weight, out=phases.v_model))
             if error is None:
                 error = _squared(v - mean)
-            rbm.units.draw_(mean, generator)
-            model = phases.infer(rbm, phases.v_model, phases.h_model)
+            drawn = units.draw_(mean, generator)
+            model = torch.addmm(hidden_bias, units.scaled(drawn), transposed, out=phases.h_model).sigmoid_()
             if self.persistent or step < self.k - 1:
                 state = bernoulli_(model.clone(), generator)
         return error or 0.0, state
 
-    def _phases(self, rbm: RBM, examples: int) -> _Phases:
-        chains = examples
+    def _phases(self, rbm: RBM, v: Tensor) -> _Phases:
+        chains = examples = len(v)
         if self.persistent:
             chains = self.chains or examples if self._state is None else len(self._state)
             if self._state is not None and self._state.shape[1] != rbm.hidden:
                 raise DldwError(
-                    f"the persistent chains are those of a machine with {self._state.shape[1]} hidden units, and this one has "
-                    f"{rbm.hidden}. Make a source for each machine."
+                    f"the persistent chains are those of a machine with {self._state.shape[1]} hidden units, and this one "
+                    f"has {rbm.hidden}. Make a source for each machine."
                 )
-        if self._held is None or not self._held.fits(rbm, examples, chains):
-            self._held = _Phases.of(rbm, examples, chains)
-        return self._held
+        held = self._held
+        if held is None or not held.fits(v, chains, rbm.hidden):
+            held = self._held = _Phases.of(v, chains, rbm.hidden)
+        return held
 
     def state_dict(self) -> dict[str, Any]:
         """The states of the generator and of the persistent chains."""
@@ -161,7 +160,7 @@ class _Phases:
     Attributes:
         v: [B + n, visible].
         h: p(h | v), [B + n, hidden].
-        share: What each row counts: -1/B on data, 1/n on samples.
+        share: What each row counts, -1/B on data and 1/n on samples, [B + n, 1].
     """
 
     v: Tensor
@@ -173,32 +172,27 @@ class _Phases:
     h_model: Tensor
 
     @classmethod
-    def of(cls, rbm: RBM, examples: int, chains: int) -> _Phases:
-        rows, like = examples + chains, rbm.weight
-        v, h, share = (like.new_empty(rows, *size) for size in ((rbm.visible,), (rbm.hidden,), ()))
+    def of(cls, like: Tensor, chains: int, hidden: int) -> _Phases:
+        examples, visible = like.shape
+        rows = examples + chains
+        v, h, share = like.new_empty(rows, visible), like.new_empty(rows, hidden), like.new_empty(rows, 1)
         share[:examples] = -1 / examples
         share[examples:] = 1 / chains
         return cls(v, h, share, v[:examples], v[examples:], h[:examples], h[examples:])
 
-    def fits(self, rbm: RBM, examples: int, chains: int) -> bool:
-        shapes = (len(self.v_data), len(self.v_model), self.v.shape[1], self.h.shape[1])
-        same = self.v.dtype == rbm.weight.dtype and self.v.device == rbm.weight.device
-        return same and shapes == (examples, chains, rbm.visible, rbm.hidden)
-
-    @staticmethod
-    def infer(rbm: RBM, v: Tensor, out: Tensor) -> Tensor:
-        """p(h = 1 | v)."""
-        return torch.addmm(rbm.hidden_bias, rbm.units.scaled(v), rbm.weight.t(), out=out).sigmoid_()
+    def fits(self, v: Tensor, chains: int, hidden: int) -> bool:
+        kept, same = self.v_data, self.h_model.shape == (chains, hidden)
+        return same and kept.shape == v.shape and kept.dtype == v.dtype and kept.device == v.device
 
     def add_gradient(self, rbm: RBM) -> None:
         """Adds the difference of the gradients of F to ``.grad``; ``h`` is spent."""
-        h, scaled = self.h.mul_(self.share[:, None]), rbm.units.scaled(self.v)
-        _add(rbm.weight, lambda: h.t() @ scaled)
-        _add(rbm.visible_bias, lambda: self.share @ scaled)
+        h, scaled, share = self.h.mul_(self.share), rbm.units.scaled(self.v), self.share.view(-1)
+        _add(rbm.weight, lambda: torch.mm(h.t(), scaled))
+        _add(rbm.visible_bias, lambda: torch.mv(scaled.t(), share))
         _add(rbm.hidden_bias, lambda: h.sum(0))
         if isinstance(rbm.units, GaussianUnits):
             z, b = rbm.units.log_variance, rbm.visible_bias
-            _add(z, lambda: (self.share @ (self.v - b).square() / 2 - ((h @ rbm.weight) * self.v).sum(0)) * torch.exp(-z))
+            _add(z, lambda: (share @ (self.v - b).square() / 2 - ((h @ rbm.weight) * self.v).sum(0)) * torch.exp(-z))
 
 
 def _add(p: nn.Parameter, gradient: Callable[[], Tensor]) -> None:
@@ -216,5 +210,5 @@ def _complete(rbm: RBM, batch: Batch, generator: torch.Generator) -> Tensor:
 
 
 def _squared(difference: Tensor) -> float:
-    flat = difference.flatten()
-    return float(flat @ flat) / flat.numel()
+    flat = difference.view(-1)
+    return float(torch.dot(flat, flat)) / flat.numel()

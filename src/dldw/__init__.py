@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dldw.sources.finite_difference import FiniteDifference as FiniteDifference
     from dldw.sources.forward_gradient import ForwardGradient as ForwardGradient
     from dldw.sources.low_rank_evolution import LowRankEvolution as LowRankEvolution
+    from dldw.sources.perceptron import Perceptron as Perceptron
     from dldw.sources.reinforce import Reinforce as Reinforce
     from dldw.sources.spsa import SPSA as SPSA
     from dldw.sources.weight_perturbation import WeightPerturbation as WeightPerturbation
@@ -68,6 +69,7 @@ _HOMES = {
     "FiniteDifference": "dldw.sources.finite_difference",
     "ForwardGradient": "dldw.sources.forward_gradient",
     "LowRankEvolution": "dldw.sources.low_rank_evolution",
+    "Perceptron": "dldw.sources.perceptron",
     "Reinforce": "dldw.sources.reinforce",
     "SPSA": "dldw.sources.spsa",
     "WeightPerturbation": "dldw.sources.weight_perturbation",

@@ -28,6 +28,7 @@ METHODS = {
     "forward-gradient": "dldw.sources.forward_gradient:ForwardGradient",
     "reinforce": "dldw.sources.reinforce:Reinforce",
     "contrastive-divergence": "dldw.sources.contrastive_divergence:ContrastiveDivergence",
+    "perceptron": "dldw.sources.perceptron:Perceptron",
     "random-search": "dldw.searchers.random_search:RandomSearch",
     "hill-climb": "dldw.searchers.hill_climb:HillClimb",
     "particle-swarm": "dldw.searchers.particle_swarm:ParticleSwarm",

@@ -20,6 +20,12 @@ TINY = Budget(
 
 METHODS = ("weight-perturbation", "spsa")
 
+OF_ANOTHER_KIND = {
+    "reinforce",  # plays episodes
+    "perceptron",  # trains one linear layer
+}
+"""What a comparison on a network of several layers leaves out."""
+
 RUN_TINY = """
 import sys
 from pathlib import Path

@@ -29,9 +29,9 @@ from dldw.compare.width import FACTORS, Widening
 from dldw.errors import DldwError, UnknownNameError
 from dldw.registry import methods
 from dldw.tasks import load_task
-from tests.harness import TINY, Silent, lines
+from tests.harness import OF_ANOTHER_KIND, TINY, Silent, lines
 
-METHODS = [name for name, method in methods().items() if method.card.needs != "episodes"]
+METHODS = [name for name in methods() if name not in OF_ANOTHER_KIND]
 """Those of the default comparison."""
 
 # ---- specs
@@ -304,10 +304,10 @@ def test_the_baselines_are_always_there() -> None:
 def test_a_baseline_that_cannot_run_is_left_out_with_the_reason() -> None:
     plan = make_plan("quadratic", [], budget=TINY)
     assert {s.label for s in plan.specs} == set(METHODS)
-    assert len(plan.dropped) == 1
-    assert (
-        "backprop[checkpoint=true] is not there, because it cannot run on quadratic: checkpoint=True" in plan.dropped[0]
-    )
+    dropped = {text.split()[0]: text for text in plan.dropped}
+    assert set(dropped) == {"backprop[checkpoint=true]", *OF_ANOTHER_KIND} - {"reinforce"}  # never in the default
+    assert "is not there, because it cannot run on quadratic: checkpoint=True" in dropped["backprop[checkpoint=true]"]
+    assert "is not there, because it cannot run on quadratic: a perceptron is one nn.Linear" in dropped["perceptron"]
 
 
 def test_what_shares_its_tuning_is_tuned_once() -> None:

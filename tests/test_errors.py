@@ -7,15 +7,16 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 import dldw
 from dldw.registry import method
 from tests.contract import problems
 from tests.contract.checks import gradients, seeded
-from tests.contract.variants import SOURCES
+from tests.contract.variants import LOSS_FREE, SOURCES
 
-SOURCE_NAMES = [name for name, m in dldw.methods().items() if m.is_source]
 every_variant = pytest.mark.parametrize("source", SOURCES, ids=str)
+every_source = pytest.mark.parametrize("source", [*SOURCES, *LOSS_FREE], ids=str)
 
 
 def square(model, batch):
@@ -131,7 +132,7 @@ def test_backprop_of_a_detached_loss():
         dldw.Backprop(lambda m, b: square(m, b).detach())(model, batch)
 
 
-@pytest.mark.parametrize("name", SOURCE_NAMES)
+@pytest.mark.parametrize("name", [name for name, m in dldw.methods().items() if m.is_source and m.takes_loss])
 def test_loss_that_is_a_criterion_already_applied(name):
     with pytest.raises(dldw.DldwError, match=r"loss must be a function loss\(model, batch\) .* got float\. Wrap"):
         dldw.methods()[name].factory(0.5)
@@ -140,7 +141,7 @@ def test_loss_that_is_a_criterion_already_applied(name):
 # --- the model -----------------------------------------------------------------------------------------------------
 
 
-@every_variant
+@every_source
 def test_model_without_parameters(source):
     assert_raises(
         source,
@@ -152,7 +153,7 @@ def test_model_without_parameters(source):
     )
 
 
-@every_variant
+@every_source
 def test_model_whose_parameters_are_all_frozen(source):
     assert_raises(
         source,
@@ -174,7 +175,7 @@ class Integers(nn.Module):
         return x @ self.w.to(x.dtype)
 
 
-@every_variant
+@every_source
 def test_model_with_integer_weights(source):
     assert_raises(
         source,
@@ -187,7 +188,7 @@ def test_model_with_integer_weights(source):
     )
 
 
-@every_variant
+@every_source
 def test_model_with_complex_weights(source):
     assert_raises(
         source,
@@ -221,6 +222,19 @@ def test_batch_on_another_device_than_the_model(source):
     )
 
 
+@pytest.mark.parametrize("source", LOSS_FREE, ids=str)
+def test_batch_on_another_device_than_the_model_where_there_is_no_loss(source):
+    problem = source.homes[0]()
+    assert_raises(
+        source,
+        problem.model,
+        tree_map(lambda t: t.to("meta"), problem.batch),
+        problem.loss,
+        "the batch is on meta but the model is on cpu",
+        r"batch\.to\(device\)",
+    )
+
+
 def test_search_with_a_batch_on_another_device_than_the_model():
     search = dldw.Search(nn.Linear(2, 3), square, dldw.RandomSearch())
     with pytest.raises(dldw.DldwError, match="the batch is on meta but the model is on cpu"):
@@ -239,7 +253,7 @@ def test_generator_on_another_device_than_the_weights(source):
     assert "Pass generator=torch.Generator('meta')" in text
 
 
-@every_variant
+@every_source
 def test_call_in_the_middle_of_autocast(source):
     model, batch = chain(nn.Linear(2, 3)), torch.randn(5, 2, generator=seeded())
     with torch.autocast("cpu", dtype=torch.bfloat16):

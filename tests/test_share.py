@@ -16,7 +16,8 @@ from dldw.compare.share import curves_within, fitting, ranked
 from dldw.compare.spec import parse_all
 from dldw.compare.train import Training
 from dldw.compare.width import Widening
-from dldw.registry import METHODS, method
+from dldw.registry import METHODS
+from tests.harness import OF_ANOTHER_KIND
 from tests.many_methods import MANY
 
 DEFAULT = BUDGETS["default"]
@@ -40,7 +41,7 @@ def test_the_default_run_is_planned_within_six_minutes_however_many_methods_ther
 ) -> None:
     registry(monkeypatch, more)
     plan = make_plan("digits", [], budget=DEFAULT)
-    assert len(plan.specs) == sum(method(name).card.needs != "episodes" for name in METHODS) + 1
+    assert len(plan.specs) == len(METHODS.keys() - OF_ANOTHER_KIND) + 1
     assert seconds(plan) <= DEFAULT.total * SECONDS_PER_FORWARD / 2 < 330
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from dldw import AccumulationError, NonFiniteLossError
 from tests.contract import problems
@@ -28,6 +30,11 @@ class Interruption(Exception):
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def home(make: Make, dtype: torch.dtype = torch.float64) -> Problem:
+    """A problem that the source is at home on: the usual network, and for what needs no loss a model of its own kind."""
+    return getattr(make, "homes", (problems.mlp,))[0](dtype)
 
 
 def estimate(make: Make, problem: Problem, seed: int = 0) -> list[Tensor]:
@@ -96,7 +103,7 @@ def _stopped(make: Make, problem: Problem, error: type[BaseException]) -> list[i
 
 def adds_to_what_grad_holds(make: Make) -> None:
     """``.grad`` becomes what it held plus the estimate; where estimates do not add up, it is an error."""
-    problem = problems.mlp()
+    problem = home(make)
     alone = estimate(make, problem)
     held = [torch.randn(p.shape, dtype=p.dtype, generator=seeded(9)) for p in problem.trainable]
     for p, g in zip(problem.trainable, held, strict=True):
@@ -117,15 +124,15 @@ def adds_to_what_grad_holds(make: Make) -> None:
 
 def micro_batches_add_up_to_their_union(make: Make) -> None:
     """The estimates of two halves, drawn alike, add up to twice that of the whole; needs an additive source."""
-    problem = problems.mlp()
+    problem = home(make)
     source = make(problem.loss, seeded())
     if not source.additive:
         return
     whole = estimate(make, problem)
     problem.model.zero_grad()
-    x, y = problem.batch
     for half in (slice(0, 3), slice(3, 6)):
-        make(problem.loss, seeded())(problem.model, (x[half], y[half]))
+        part = tree_map(lambda t, rows=half: t[rows], problem.batch)
+        make(problem.loss, seeded())(problem.model, part)
     halves = [g / 2 for g in gradients(problem.model)]
     assert close(halves, whole, rtol=1e-5, atol=1e-6), "two micro-batches do not add up to their union"
 
@@ -133,7 +140,7 @@ def micro_batches_add_up_to_their_union(make: Make) -> None:
 def gives_every_trainable_weight_its_shape_and_type(make: Make) -> None:
     """``.grad`` has the shape, type and device of its weight, and is finite, in three floating-point types."""
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        problem = problems.mlp(dtype)
+        problem = home(make, dtype)
         loss = make(problem.loss, seeded())(problem.model, problem.batch)
         assert loss.dtype == dtype, f"the loss of a {dtype} model came back as {loss.dtype}"
         for p in problem.trainable:
@@ -228,19 +235,20 @@ def leaves_buffers_as_one_forward_would(make: Make) -> None:
 
 def leaves_modes_and_hooks(make: Make) -> None:
     """Training mode, ``requires_grad`` and gradient mode are as before."""
-    problem = problems.mlp()
-    problem.model[1].eval()
-    keys = [sorted(m.__dict__) for m in problem.model.modules()]
+    problem = home(make)
+    modules = list(problem.model.modules())
+    modules[-1].training = False
+    training, keys = [m.training for m in modules], [sorted(m.__dict__) for m in modules]
     make(problem.loss, seeded())(problem.model, problem.batch)
-    assert [m.training for m in problem.model] == [True, False, True, True]
+    assert [m.training for m in modules] == training
     assert all(p.requires_grad for p in problem.model.parameters())
     assert torch.is_grad_enabled(), "gradient mode was left off"
-    assert [sorted(m.__dict__) for m in problem.model.modules()] == keys, "something was left in a module"
+    assert [sorted(m.__dict__) for m in modules] == keys, "something was left in a module"
 
 
 def runs_under_no_grad(make: Make) -> None:
     """The caller's gradient mode decides nothing."""
-    problem = problems.mlp()
+    problem = home(make)
     wanted = estimate(make, problem)
     with torch.no_grad():
         got = estimate(make, problem)
@@ -252,7 +260,7 @@ def runs_under_no_grad(make: Make) -> None:
 
 def same_generator_same_gradient(make: Make) -> None:
     """Equal generators give bit-equal estimates, whatever the global random state."""
-    problem = problems.mlp()
+    problem = home(make)
     torch.manual_seed(1)
     first = estimate(make, problem, seed=7)
     torch.manual_seed(2)
@@ -261,7 +269,7 @@ def same_generator_same_gradient(make: Make) -> None:
 
 def draws_anew_at_every_call(make: Make) -> None:
     """Two calls in a row, and two seeds, give two estimates; needs a source that draws."""
-    problem = problems.mlp()
+    problem = home(make)
     source = make(problem.loss, seeded(3))
     source(problem.model, problem.batch)
     first = gradients(problem.model)
@@ -274,7 +282,7 @@ def draws_anew_at_every_call(make: Make) -> None:
 def never_touches_the_global_random_state(make: Make) -> None:
     """Neither torch's, numpy's nor Python's, with a generator of its own or the default one."""
     for generator in (seeded(), None):
-        problem = problems.mlp()
+        problem = home(make)
         states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
         source = make(problem.loss, generator)
         source(problem.model, problem.batch)
@@ -317,9 +325,10 @@ def dropout_sees_one_mask_in_all_evaluations(make: Make) -> None:
 
 def returns_the_detached_loss(make: Make) -> None:
     """A scalar that carries no graph, the mean loss at (or a step around) the weights."""
-    for loss_function in (problems.cross_entropy, problems.mean_cross_entropy):
-        problem = problems.mlp()
-        problem.loss = loss_function
+    for averaged in (False, True):
+        problem = home(make)
+        if averaged:
+            problem.loss = problem.averaged
         source = make(problem.loss, seeded())
         loss = source(problem.model, problem.batch)
         assert isinstance(loss, Tensor)
@@ -377,7 +386,7 @@ def non_finite_loss_is_an_error_and_leaves_grad(make: Make) -> None:
 def points_uphill(make: Make) -> None:
     """On average over a few calls the estimate has a positive inner product with the gradient of autograd."""
     for dtype in (torch.float64, torch.float32):
-        problem = problems.mlp(dtype)
+        problem = home(make, dtype)
         source = make(problem.loss, seeded(1))
         total = 0.0
         gradient = problem.autograd()
@@ -386,6 +395,93 @@ def points_uphill(make: Make) -> None:
             source(problem.model, problem.batch)
             total += dot(gradients(problem.model), gradient)
         assert total > 0, f"a {dtype} estimate does not point uphill"
+
+
+# --- what takes the place of the above where there is no loss --------------------------------------------------------
+
+
+def frozen_weights_decide_nothing(make: Make) -> None:
+    """A frozen weight gets no ``.grad`` and stays as it is; the others get the estimate they got before it was frozen."""
+    problem = home(make)
+    whole = estimate(make, problem)
+    for i, frozen in enumerate(problem.trainable):
+        value = frozen.clone()
+        frozen.requires_grad_(False).grad = None
+        rest = estimate(make, problem)
+        assert frozen.grad is None, "a frozen weight got a .grad"
+        assert torch.equal(frozen, value), "a frozen weight was changed"
+        assert close(rest, whole[:i] + whole[i + 1 :]), "freezing a weight changed the estimate for the others"
+        frozen.requires_grad_(True)
+
+
+class _StopsAt(TorchDispatchMode):
+    """Raises at the ``call``-th operation on tensors."""
+
+    def __init__(self, call: int) -> None:
+        super().__init__()
+        self.left = call
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise Interruption
+        return func(*args, **(kwargs or {}))
+
+
+def leaves_weights_bit_identical_wherever_it_is_stopped(make: Make) -> None:
+    """Weights are the same tensors with the same bits after a call, and after one that was cut short at any operation."""
+    for build in make.homes:
+        for dtype in (torch.float64, torch.float32):
+            problem = build(dtype)
+            before = [(p, p.detach().clone(), p.data_ptr()) for p in problem.model.parameters()]
+            calls, stopped = 0, True
+            while stopped:
+                calls += 1
+                try:
+                    with _StopsAt(calls):
+                        make(problem.loss, seeded())(problem.model, problem.batch)
+                    stopped = False
+                except Interruption:
+                    pass
+                for (p, value, address), q in zip(before, problem.model.parameters(), strict=True):
+                    assert q is p, "the model holds another parameter than before"
+                    assert q.data_ptr() == address, "a parameter was moved"
+                    assert torch.equal(q, value), f"weights are not bit-identical when stopped at operation {calls}"
+            assert calls > 5, "nothing was stopped"
+
+
+def leaves_buffers_and_the_random_state_as_one_forward_would(make: Make) -> None:
+    """Batch-norm statistics, a model's own buffers and its draws of dropout end as after one plain forward pass."""
+    for build in make.homes:
+        problem, reference = build(), build()
+        torch.manual_seed(11)
+        reference.loss(reference.model, reference.batch)
+        wanted_state = torch.get_rng_state()
+        torch.manual_seed(11)
+        estimate(make, problem)
+        assert torch.equal(torch.get_rng_state(), wanted_state), (
+            "the global random state is not where one forward leaves it"
+        )
+        for b, wanted in zip(problem.model.buffers(), reference.model.buffers(), strict=True):
+            assert torch.equal(b, wanted), "a buffer is not as one forward leaves it"
+
+
+def batch_that_is_not_finite_is_an_error_and_leaves_grad(make: Make) -> None:
+    """NaN or infinity in one number of the batch."""
+    for bad in (math.nan, math.inf, -math.inf):
+        for held in (False, True):
+            problem = home(make)
+            next(t for t in tree_leaves(problem.batch) if t.is_floating_point())[0, 0] = bad
+            for p in problem.trainable:
+                p.grad = torch.ones_like(p) if held else None
+            try:
+                make(problem.loss, seeded())(problem.model, problem.batch)
+            except NonFiniteLossError as error:
+                assert "nan" in str(error) or "inf" in str(error), "the error does not say what the loss was"
+            else:
+                raise AssertionError(f"a batch with {bad} in it went unnoticed")
+            for p in problem.trainable:
+                assert (p.grad == 1).all() if held else p.grad is None, ".grad was written"
 
 
 # --- claims --------------------------------------------------------------------------------------------------------
@@ -476,3 +572,19 @@ CHECKS = [
     points_uphill,
 ]
 """What holds for every source, whatever it claims."""
+
+LOSS_FREE_CHECKS = [
+    adds_to_what_grad_holds,
+    gives_every_trainable_weight_its_shape_and_type,
+    frozen_weights_decide_nothing,
+    leaves_weights_bit_identical_wherever_it_is_stopped,
+    leaves_buffers_and_the_random_state_as_one_forward_would,
+    leaves_modes_and_hooks,
+    runs_under_no_grad,
+    same_generator_same_gradient,
+    never_touches_the_global_random_state,
+    returns_the_detached_loss,
+    batch_that_is_not_finite_is_an_error_and_leaves_grad,
+    points_uphill,
+]
+"""The same contract for a source that needs no loss, on the problems that it is at home on."""

@@ -28,6 +28,12 @@ class Problem:
     def trainable(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    @property
+    def averaged(self) -> Loss:
+        """The loss as a scalar, the mean over the batch."""
+        loss = self.loss
+        return lambda model, batch: loss(model, batch).mean()
+
     def autograd(self) -> list[Tensor]:
         """dL/dw by autograd, the oracle; ``.grad`` and the buffers stay as they are."""
         buffers = [b.clone() for b in self.model.buffers()]
@@ -45,6 +51,10 @@ class Problem:
         for buffer, kept in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(kept)
         return value
+
+
+Build = Callable[..., Problem]
+"""Makes a problem of weights of a type, float64 by default."""
 
 
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -172,6 +182,42 @@ def mlp(dtype: torch.dtype = torch.float64) -> Problem:
     return _classification(
         lambda: nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3), Tempered()), 6, 5, dtype=dtype
     )
+
+
+def perceptron_criterion(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """What a perceptron without a margin minimises, as its definition has it, [B]."""
+    scores, y = model(batch[0]), batch[1]
+    lead = torch.stack([s[k] - torch.cat([s[:k], s[k + 1 :]]).max() for s, k in zip(scores, y, strict=True)])
+    return torch.where(lead <= 0, -lead, 0 * lead)
+
+
+def linear_layer(dtype: torch.dtype = torch.float64) -> Problem:
+    problem = _classification(lambda: nn.Linear(5, 3), 6, 5, dtype=dtype)
+    problem.loss = perceptron_criterion
+    return problem
+
+
+def linear_layer_on_noisy_features(dtype: torch.dtype = torch.float64) -> Problem:
+    """What is fixed counts, normalises by the batch and drops out."""
+
+    def make() -> nn.Module:
+        fixed = [Counting(), nn.Linear(3, 16).requires_grad_(False), nn.BatchNorm1d(16, affine=False), nn.Dropout(0.5)]
+        return nn.Sequential(fixed[0].requires_grad_(False), *fixed[1:], nn.Linear(16, 3))
+
+    problem = _classification(make, 6, 5, dtype=dtype)
+    problem.loss = perceptron_criterion
+    return problem
+
+
+LOSS_FREE: dict[str, tuple[Build, ...]] = {
+    "perceptron": (linear_layer, linear_layer_on_noisy_features),
+}
+"""What a method that needs no loss is at home on. ``Problem.loss`` is the objective it claims to descend: an oracle."""
+
+
+def homes(method: str) -> tuple[Build, ...]:
+    """The problems that a registered method is at home on; the first is where it keeps the contract."""
+    return LOSS_FREE.get(method, (mlp,))
 
 
 def dropout(dtype: torch.dtype = torch.float64) -> Problem:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 import dldw
 from dldw.learner import make_optimizer
@@ -14,28 +15,30 @@ from dldw.searcher import Searcher
 from tests.contract import problems
 from tests.contract.checks import seeded
 from tests.contract.problems import Problem
-from tests.contract.variants import METHODS, SEARCHERS, SOURCES
+from tests.contract.variants import LOSS_FREE, METHODS, SEARCHERS, SOURCES
 
 
-def batches(count: int):
+def batches(problem: Problem, count: int):
+    """Rows of the problem's own batch, drawn anew for each."""
     for i in range(count):
-        x = torch.randn(6, 5, dtype=torch.float64, generator=seeded(i))
-        yield x, torch.arange(6) % 3
+        rows = torch.randint(6, (6,), generator=seeded(i))
+        yield tree_map(lambda t, rows=rows: t[rows], problem.batch)
 
 
 def run(learner, data) -> list[float]:
     return [float(learner.step(batch)) for batch in data]
 
 
-def assert_resumes(make):
+def assert_resumes(make, name):
     """``make(problem, seed)`` gives a learner; six steps are three, a saved state, and three by another object."""
-    data = list(batches(6))
-    whole = make(problems.mlp(), 1)
+    home = problems.homes(name)[0]
+    data = list(batches(home(), 6))
+    whole = make(home(), 1)
     losses = run(whole, data)
-    first = make(problems.mlp(), 1)
+    first = make(home(), 1)
     begun = run(first, data[:3])
     state = copy.deepcopy(first.state_dict())
-    other = problems.mlp()
+    other = home()
     with torch.no_grad():
         for p in other.model.parameters():
             p.add_(1)
@@ -47,7 +50,7 @@ def assert_resumes(make):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("source", SOURCES, ids=str)
+@pytest.mark.parametrize("source", [*SOURCES, *LOSS_FREE], ids=str)
 def test_descent_resumed_equals_uninterrupted_bit_for_bit(source, optimizer):
     def make(problem: Problem, seed: int) -> dldw.Descent:
         made = source(problem.loss, seeded(seed))
@@ -55,17 +58,17 @@ def test_descent_resumed_equals_uninterrupted_bit_for_bit(source, optimizer):
             problem.model, made, make_optimizer(problem.model, lr=0.01, optimizer=optimizer, momentum=0.9)
         )
 
-    assert_resumes(make)
+    assert_resumes(make, source.method)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_registered_method_with_its_default_generator_resumes_bit_for_bit(name):
-    assert_resumes(lambda problem, seed: method(name).build(problem.model, problem.loss))
+    assert_resumes(lambda problem, seed: method(name).build(problem.model, problem.loss), name)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_registered_method_builds_a_learner_that_steps(name):
-    problem = problems.mlp()
+    problem = problems.homes(name)[0]()
     learner = method(name).build(problem.model, problem.loss, seeded())
     assert isinstance(learner, dldw.Learner)
     loss = learner.step(problem.batch)
@@ -78,8 +81,8 @@ def test_registered_method_builds_a_learner_that_steps(name):
 def test_equal_seeds_train_equal_models(name):
     ends = []
     for _ in range(2):
-        problem = problems.mlp()
-        run(method(name).build(problem.model, problem.loss, seeded(8)), batches(3))
+        problem = problems.homes(name)[0]()
+        run(method(name).build(problem.model, problem.loss, seeded(8)), batches(problem, 3))
         ends.append(torch.cat([p.detach().flatten() for p in problem.model.parameters()]))
     assert torch.equal(*ends)
 

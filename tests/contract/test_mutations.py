@@ -9,7 +9,7 @@ from torch import Tensor
 import dldw
 from dldw.card import Card
 from dldw.source import GradientSource
-from tests.contract import checks
+from tests.contract import checks, problems
 from tests.contract.variants import Variant
 
 DIRECTIONS = 64
@@ -185,6 +185,92 @@ def test_wrong_exact_source_is_caught(mutate):
             return loss
 
     assert catch(checks.equals_autograd, lambda loss, generator: Spoiled(loss, generator=generator))
+
+
+# --- what needs no loss --------------------------------------------------------------------------------------------
+
+
+class WithoutALoss(dldw.Perceptron):
+    """A sound source, on the problems that the mutants below are tried on."""
+
+    homes = problems.homes("perceptron")
+
+
+class Downhill(WithoutALoss):
+    def __call__(self, model, batch):
+        for p in model.parameters():
+            p.grad = None
+        loss = super().__call__(model, batch)
+        for p in model.parameters():
+            p.grad = -p.grad
+        return loss
+
+
+class TriesTheStep(WithoutALoss):
+    """Takes the step to look at the loss behind it, and takes it back."""
+
+    def __call__(self, model, batch):
+        loss = super().__call__(model, batch)
+        with torch.no_grad():
+            for p in model.parameters():
+                held = p.clone()
+                p.sub_(1.0)
+                (loss + 1).exp()
+                p.copy_(held)
+        return loss
+
+
+class LooksTwice(WithoutALoss):
+    def __call__(self, model, batch):
+        model(batch[0])
+        return super().__call__(model, batch)
+
+
+class TrainsWhatIsFrozen(WithoutALoss):
+    def __call__(self, model, batch):
+        frozen = [p for p in model.parameters() if not p.requires_grad]
+        for p in frozen:
+            p.requires_grad_(True)
+        loss = super().__call__(model, batch)
+        for p in frozen:
+            p.requires_grad_(False)
+        return loss
+
+
+class TakesAnyNumber(WithoutALoss):
+    def __call__(self, model, batch):
+        return super().__call__(model, (batch[0].nan_to_num(), batch[1]))
+
+
+class Counts(WithoutALoss):
+    """Returns the number of examples in place of the loss."""
+
+    def __call__(self, model, batch):
+        return 0 * super().__call__(model, batch) + len(batch[1])
+
+
+@pytest.mark.parametrize(
+    ("mutant", "check"),
+    [
+        (Downhill, checks.points_uphill),
+        (Downhill, checks.adds_to_what_grad_holds),
+        (TriesTheStep, checks.leaves_weights_bit_identical_wherever_it_is_stopped),
+        (LooksTwice, checks.leaves_buffers_and_the_random_state_as_one_forward_would),
+        (TrainsWhatIsFrozen, checks.frozen_weights_decide_nothing),
+        (TakesAnyNumber, checks.batch_that_is_not_finite_is_an_error_and_leaves_grad),
+        (Counts, checks.returns_the_detached_loss),
+    ],
+)
+def test_wrong_source_without_a_loss_is_caught(mutant, check):
+    def maker(source):
+        def make(loss, generator):
+            return source(generator=generator)
+
+        make.homes = source.homes
+        return make
+
+    assert catch(check, maker(mutant))
+    check(maker(WithoutALoss))
 
 
 def test_source_that_costs_more_than_its_card_says_is_caught():

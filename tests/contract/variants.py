@@ -10,6 +10,7 @@ import torch
 import dldw
 from dldw.searcher import Searcher
 from dldw.source import GradientSource, Loss
+from tests.contract import problems
 
 Make = Callable[[Loss, torch.Generator | None], GradientSource]
 
@@ -42,7 +43,7 @@ _SETTINGS: dict[str, list[dict[str, object]]] = {
     ],
     "forward-gradient": [{"directions": 4}],
 }
-DETERMINISTIC = {"backprop", "finite-difference"}
+DETERMINISTIC = {"backprop", "finite-difference", "perceptron"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Variant:
     settings: tuple[tuple[str, object], ...] = ()
 
     def __call__(self, loss: Loss, generator: torch.Generator | None = None) -> GradientSource:
-        source: GradientSource = dldw.methods()[self.method].factory(loss, generator=generator, **dict(self.settings))
+        method = dldw.methods()[self.method]
+        given = (loss,) if method.takes_loss else ()
+        source: GradientSource = method.factory(*given, generator=generator, **dict(self.settings))
         return source
 
     def __str__(self) -> str:
@@ -63,6 +66,11 @@ class Variant:
     @property
     def sample(self) -> GradientSource:
         return self(lambda model, batch: model(batch))
+
+    @property
+    def homes(self) -> tuple[problems.Build, ...]:
+        """The problems that the source is at home on; the first is where it keeps the contract."""
+        return problems.homes(self.method)
 
     @property
     def deterministic(self) -> bool:
@@ -76,17 +84,20 @@ class Variant:
 METHODS = {  # the problems here have no episodes; see tests/test_control.py
     name: method for name, method in dldw.methods().items() if method.card.needs != "episodes"
 }
-SOURCES = [
+_SOURCES = [
     Variant(name, tuple(settings.items()))
     for name, method in METHODS.items()
     if method.is_source
     for settings in [{}, *_SETTINGS.get(name, [])]
 ]
+SOURCES = [v for v in _SOURCES if METHODS[v.method].takes_loss]
+LOSS_FREE = [v for v in _SOURCES if not METHODS[v.method].takes_loss]
+"""What needs no loss runs on models of its own kind, so it keeps the contract there: ``problems.LOSS_FREE``."""
 
 
 def claiming(*claims: str) -> list[Variant]:
     """The variants whose card claims one of these."""
-    return [v for v in SOURCES if v.sample.card.claim in claims]
+    return [v for v in _SOURCES if v.sample.card.claim in claims]
 
 
 _SEARCHER_SETTINGS: dict[str, list[dict[str, object]]] = {

@@ -380,14 +380,14 @@ def test_run_that_is_resumed_equals_one_that_was_not_bit_for_bit(settings):
         assert torch.equal(p, q)
 
 
-def learnt(v, steps=400, hidden=8, penalty=None, held=None, **settings):
+def learnt(v, penalty=None, complete=None, **settings):
     torch.manual_seed(0)
-    rbm = dldw.nn.RBM(v.shape[1], hidden)
+    rbm = dldw.nn.RBM(16, 8)
     source = dldw.ContrastiveDivergence(**settings, generator=seeded())
     optimizer = torch.optim.SGD(rbm.parameters(), lr=0.5, momentum=0.5)
-    for _ in range(steps):
+    for _ in range(400):
         optimizer.zero_grad()
-        source(rbm, v)
+        source(rbm, complete(rbm) if complete else v)
         if penalty:
             penalty(rbm, v).backward()
         optimizer.step()
@@ -404,8 +404,10 @@ def test_bars_become_likelier(settings):
 
 def test_machine_learns_from_data_of_which_a_fifth_is_missing():
     v = bars().repeat(3, 1)
+    generator = seeded()
     holes = torch.where(torch.rand(v.shape, generator=seeded()) < 0.2, math.nan, v)
-    assert learnt(holes).log_likelihood(v).mean > -8.0
+    learned = learnt(holes, complete=lambda rbm: rbm.sample(len(v), 20, clamp=holes, generator=generator))
+    assert learned.log_likelihood(v).mean > -8.5
 
 
 def test_penalty_for_sparsity_goes_through_the_same_grad_and_optimizer():
@@ -508,10 +510,17 @@ def test_batch_that_the_machine_cannot_learn_from(batch, text):
     assert all(p.grad is None for p in rbm.parameters())
 
 
-def test_infinite_values_of_gaussian_units():
-    rbm = machine(visible_units="gaussian")
-    with pytest.raises(dldw.DldwError, match="some are infinite"):
-        dldw.ContrastiveDivergence()(rbm, torch.full((1, 4), math.inf, dtype=DOUBLE))
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (math.inf, r"values of the batch are infinite \(inf\)"),
+        (math.nan, r"are missing \(nan\).*rbm\.sample\(.*clamp=batch\)"),
+    ],
+)
+@pytest.mark.parametrize("units", ["bernoulli", "gaussian"])
+def test_values_that_are_infinite_or_missing(units, value, text):
+    with pytest.raises(dldw.NonFiniteLossError, match=text):
+        dldw.ContrastiveDivergence()(machine(visible_units=units), torch.full((1, 4), value, dtype=DOUBLE))
 
 
 def test_weights_that_are_not_finite_raise_and_leave_grad():

@@ -42,6 +42,7 @@ _SETTINGS: dict[str, list[dict[str, object]]] = {
         {"rank": 2, "noise": "gaussian"},
     ],
     "forward-gradient": [{"directions": 4}],
+    "contrastive-divergence": [{"k": 3}, {"persistent": True}],
 }
 DETERMINISTIC = {"backprop", "finite-difference", "perceptron"}
 

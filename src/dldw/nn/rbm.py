@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dldw.errors import DldwError
+from dldw.errors import DldwError, NonFiniteLossError
 from dldw.nn.likelihood import LogLikelihood, Method, log_likelihood
 from dldw.nn.units import BernoulliUnits, GaussianUnits, Units, bernoulli_
 
@@ -215,6 +215,7 @@ class RBM(nn.Module):
         """Whether values of ``v`` are missing (NaN), after a check that the others are what the visible units can be.
 
         Raises:
+            NonFiniteLossError: A value is infinite.
             DldwError: It is not of shape [..., visible] (or does not broadcast to ``shape``), or not of this machine's dtype,
                 or holds values that the units cannot have.
         """
@@ -239,6 +240,10 @@ class RBM(nn.Module):
         if missing:
             known = v[~v.isnan()]
             low, high = (float(bound) for bound in known.aminmax()) if known.numel() else (0.0, 0.0)
+        if math.isinf(low) or math.isinf(high):
+            raise NonFiniteLossError(
+                f"values of {name} are infinite (inf), and so is their energy. Look for them in the data."
+            )
         self.units.check(low, high)
         return missing
 

@@ -42,7 +42,6 @@ class Units(nn.Module, ABC):
     def bias_of(self, mean: Tensor) -> Tensor:
         """The bias with which independent units have about this mean, [visible]."""
 
-    @abstractmethod
     def check(self, low: float, high: float) -> None:
         """Raises ``DldwError`` where values from ``low`` to ``high`` are not all what such units can be."""
 
@@ -108,13 +107,6 @@ class GaussianUnits(Units):
 
     def bias_of(self, mean: Tensor) -> Tensor:
         return mean
-
-    def check(self, low: float, high: float) -> None:
-        if math.isinf(low) or math.isinf(high):
-            raise DldwError(
-                "the values of Gaussian units must be finite, or NaN where they are missing, and some are infinite. "
-                "Look for them in the data."
-            )
 
 
 def bernoulli_(p: Tensor, generator: torch.Generator | None = None) -> Tensor:

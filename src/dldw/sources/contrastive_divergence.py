@@ -15,10 +15,8 @@ from dldw.errors import DldwError, NonFiniteLossError
 from dldw.memory import keep_freed_memory
 from dldw.nn.rbm import RBM
 from dldw.nn.units import GaussianUnits, bernoulli_
+from dldw.objective import require_same_device
 from dldw.source import Batch, GradientSource
-
-COMPLETIONS = 20
-"""Gibbs steps in which missing values are drawn given those that are known."""
 
 
 class ContrastiveDivergence(GradientSource):
@@ -29,7 +27,7 @@ class ContrastiveDivergence(GradientSource):
     With samples v' from the machine itself this is the gradient of the mean negative log-likelihood. CD-k starts the chains
     at the data and is biased, the less the larger k; persistent CD goes on with the chains of the last step. What is
     returned is the mean squared error of a reconstruction, which tells that something is learnt but not what it is worth:
-    ``rbm.log_likelihood`` does. Missing values (NaN) are drawn given those that are known.
+    ``rbm.log_likelihood`` does. Where values are missing (NaN), the batch is ``rbm.sample(len(batch), 20, clamp=batch)``.
 
     Cost: 2k + 3 products of a batch with W, of which a forward pass has one; persistent CD one more. As the sum over the
     data is divided by B and that over the chains by n, a last batch of another size counts as it should.
@@ -87,14 +85,15 @@ class ContrastiveDivergence(GradientSource):
         keep_freed_memory()
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        weights = self._prepare(model)
         if not isinstance(model, RBM):
             raise DldwError(
                 f"contrastive divergence trains a restricted Boltzmann machine (dldw.nn.RBM), and {type(model).__name__} is "
                 "none: it has no free energy and cannot be sampled. Build an RBM, or use a source that takes a loss."
             )
-        generator = self._generator_on(self._prepare(model).device)
+        v = _examples(model, batch)
+        generator = self._generator_on(weights.device)
         with torch.no_grad():
-            v = _complete(model, batch, generator)
             phases = self._phases(model, v)
             error, state = self._sample(model, v, phases, generator)
             if not math.isfinite(error):
@@ -200,13 +199,19 @@ def _add(p: nn.Parameter, gradient: Callable[[], Tensor]) -> None:
         p.grad = gradient() if p.grad is None else p.grad.add_(gradient())
 
 
-def _complete(rbm: RBM, batch: Batch, generator: torch.Generator) -> Tensor:
-    """The examples [B, visible], what is missing in them drawn given the rest."""
+def _examples(rbm: RBM, batch: Batch) -> Tensor:
+    """The batch [B, visible], after checks."""
+    require_same_device(batch, rbm.weight.device)
     missing = rbm.require(batch, "the batch")
     v: Tensor = batch
     if v.ndim != 2:
         raise DldwError(f"the batch must be of shape [B, {rbm.visible}], an example in each row, got {list(v.shape)}.")
-    return rbm.sample(len(v), COMPLETIONS, clamp=v, generator=generator) if missing else v
+    if missing:
+        raise NonFiniteLossError(
+            "values of the batch are missing (nan), and there is no gradient without them; .grad is as it was. "
+            "Draw them given those that are known: rbm.sample(len(batch), steps=20, clamp=batch)."
+        )
+    return v
 
 
 def _squared(difference: Tensor) -> float:

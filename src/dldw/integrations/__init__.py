@@ -1,0 +1,1 @@
+"""dldw inside other libraries, a package for each."""

@@ -57,7 +57,7 @@ class ContrastiveDivergence(GradientSource):
         forwards="2 * k + 3 + persistent",
         memory="d + visible and hidden units of the examples and the chains",
         paper="Hinton 2002, Neural Computation 14; persistent: Tieleman 2008, ICML",
-        space={"lr": Float(1e-3, 1.0), "momentum": Float(0.0, 0.9, log=False), "persistent": Choice((False, True))},
+        space={"lr": Float(1e-3, 1.0), "persistent": Choice((False, True)), "optimizer": Choice(("sgd", "adam"))},
         note="For dldw.nn.RBM alone. A forward here is one product with the weights, far less than an exact likelihood.",
     )
 

@@ -22,7 +22,7 @@ from dldw.sources.contrastive_divergence import ContrastiveDivergence
 _log = logging.getLogger("dldw")
 
 
-class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Features p(h = 1 | v) of a restricted Boltzmann machine, learnt without labels by contrastive divergence.
 
     In the place of ``sklearn.neural_network.BernoulliRBM``, with its arguments and attributes. What differs: k steps of

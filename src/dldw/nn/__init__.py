@@ -6,9 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dldw.nn.belief import DeepBeliefNetwork as DeepBeliefNetwork
+    from dldw.nn.belief import stack as stack
     from dldw.nn.rbm import RBM as RBM
 
 _HOMES = {
+    "DeepBeliefNetwork": "dldw.nn.belief",
+    "stack": "dldw.nn.belief",
     "RBM": "dldw.nn.rbm",
 }
 __all__ = [*_HOMES]

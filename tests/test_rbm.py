@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +18,7 @@ from torch import nn
 import dldw
 from dldw.compare.contrastive import biases, exact_gradient
 from dldw.nn.likelihood import exact_log_partition, log_partition
-from dldw.nn.units import bernoulli_
+from dldw.nn.units import bernoulli
 from tests.contract.checks import seeded
 
 DOUBLE = torch.float64
@@ -121,18 +126,18 @@ def test_gaussian_units_given_the_hidden_ones_have_their_mean_and_variance():
 
 def test_draws_have_their_probabilities_and_zero_and_one_are_certain():
     p = torch.tensor([0.0, 1.0, 0.3, 0.999]).repeat(1_000_000, 1)
-    mean = bernoulli_(p.clone(), seeded()).double().mean(0)
+    mean = bernoulli(p, seeded()).double().mean(0)
     assert mean[:2].tolist() == [0.0, 1.0]
     error = (p[0].double() * (1 - p[0].double()) / 1_000_000).sqrt()
     assert ((mean - p[0]).abs() <= 4 * error + 2**-16).all()
-    few = torch.cat([bernoulli_(p[0].clone()[None], seeded(seed)) for seed in range(3000)]).mean(0)
+    few = torch.cat([bernoulli(p[:1], seeded(seed)) for seed in range(3000)]).mean(0)
     assert abs(float(few[2]) - 0.3) < 4 * math.sqrt(0.21 / 3000)
 
 
 def test_draws_below_the_resolution_of_sixteen_bits_come_as_often_as_they_should():
     generator, calls, size = seeded(), 400, 20_000
     p = torch.full((size,), 2**-20)
-    total = sum(float(bernoulli_(p.clone(), generator).sum()) for _ in range(calls))
+    total = sum(float(bernoulli(p, generator).sum()) for _ in range(calls))
     wanted = calls * size * 2**-20
     assert abs(total - wanted) < 5 * math.sqrt(wanted)
 
@@ -497,7 +502,7 @@ def test_errors_say_what_and_why(make, texts):
     [
         (torch.zeros(2, 1, 2, 2, dtype=DOUBLE), r"\[\.\.\., 4\].*images\.flatten\(1\)"),
         ((states(4), torch.zeros(16)), r"got tuple.*batch\[0\]"),
-        (states(4).float(), "float32 on cpu, the machine of torch.float64"),
+        (states(4).float(), r"of type torch\.float32, the weights of torch\.float64"),
         (255 * states(4), r"from 0 to 255\. Scale them to \[0, 1\]"),
         (torch.zeros(0, 4, dtype=DOUBLE), r"shape \[0, 4\]"),
         (torch.zeros(4, dtype=DOUBLE), r"shape \[B, 4\], an example in each row"),
@@ -544,3 +549,18 @@ def test_chains_of_another_machine():
     source(machine(4, 3), states(4))
     with pytest.raises(dldw.DldwError, match="a machine with 3 hidden units, and this one has 2"):
         source(machine(4, 2), states(4))
+
+
+# --- the example ---------------------------------------------------------------------------------------------------
+
+
+def test_example_fills_in_digits_better_than_the_mean_digit_does(tmp_path):
+    root = Path(__file__).parents[1]
+    out = tmp_path / "digits.png"
+    found = subprocess.run(
+        [sys.executable, root / "examples" / "fill_in_digits.py", "--epochs", "15", "--hidden", "64", "--out", out],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(root / "src")},
+    )  # fmt: skip
+    filled, plain = map(float, re.findall(r"(0\.\d+)", found.stdout)[:2])
+    assert filled < 0.95 * plain
+    assert out.read_bytes()[:4] == b"\x89PNG"

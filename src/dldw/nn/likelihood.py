@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dldw.errors import DldwError
-from dldw.nn.units import BernoulliUnits, bernoulli_
+from dldw.nn.units import BernoulliUnits, bernoulli
 
 if TYPE_CHECKING:
     from dldw.nn.rbm import RBM
@@ -202,7 +202,7 @@ class _Path:
 
     def step(self, field: Tensor, beta: float) -> Tensor:
         """One Gibbs step at β from the state whose hidden fields are ``field``."""
-        h = bernoulli_((beta * field).sigmoid(), self.generator)
+        h = bernoulli((beta * field).sigmoid(), self.generator)
         mean = self.rbm.units.mean_(torch.addmm(self.bias(beta), h, self.rbm.weight, alpha=beta))
         return self.rbm.units.draw_(mean, self.generator)
 

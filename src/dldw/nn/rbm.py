@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dldw.errors import DldwError, NonFiniteLossError
 from dldw.nn.likelihood import LogLikelihood, Method, log_likelihood
-from dldw.nn.units import BernoulliUnits, GaussianUnits, Units, bernoulli_
+from dldw.nn.units import BernoulliUnits, GaussianUnits, Units, bernoulli
 
 VisibleUnits = Literal["bernoulli", "gaussian"]
 
@@ -153,7 +153,7 @@ class RBM(nn.Module):
             v = torch.where(free, v, clamp)
         while True:
             with torch.no_grad():
-                h = bernoulli_(self(v), generator)
+                h = bernoulli(self(v), generator)
                 mean = self.visible_mean(h)
                 v = self.units.draw_(mean.clone(), generator)
                 if clamp is not None and free is not None:
@@ -226,10 +226,14 @@ class RBM(nn.Module):
                 "Flatten images first (images.flatten(1)), and leave labels out (batch[0])."
             )
         weight = self.weight
-        if v.dtype != weight.dtype or v.device != weight.device:
+        if v.device != weight.device:
             raise DldwError(
-                f"{name} is of {v.dtype} on {v.device}, the machine of {weight.dtype} on {weight.device}. "
-                f"Convert one of them: {name}.to(rbm.weight)."
+                f"{name} is on {v.device} but the model is on {weight.device}. Move one to the other's device first, e.g. "
+                "batch.to(device)."
+            )
+        if v.dtype != weight.dtype:
+            raise DldwError(
+                f"{name} is of type {v.dtype}, the weights of {weight.dtype}. Convert one of them, e.g. batch.to(rbm.weight)."
             )
         if shape is not None and v.shape != shape[-v.ndim :]:
             raise DldwError(

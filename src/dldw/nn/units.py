@@ -62,7 +62,7 @@ class BernoulliUnits(Units):
         return field.sigmoid_()
 
     def draw_(self, mean: Tensor, generator: torch.Generator | None) -> Tensor:
-        return bernoulli_(mean, generator)
+        return bernoulli(mean, generator, out=mean)
 
     def bias_of(self, mean: Tensor) -> Tensor:
         return mean.clamp(0.01, 0.99).logit()
@@ -109,19 +109,20 @@ class GaussianUnits(Units):
         return mean
 
 
-def bernoulli_(p: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Puts a draw that is 1 with probability ``p`` in the place of each p.
+def bernoulli(p: Tensor, generator: torch.Generator | None = None, *, out: Tensor | None = None) -> Tensor:
+    """Draws that are 1 with probability ``p``, into ``out`` where it is given, which may be ``p`` itself.
 
     Random bits cost as much as the matrix products around them, so each draw takes 16, and the 8 below these are drawn once
     for all. So each draw is 1 with probability p to 24 bits, as with ``torch.rand(()) < p`` in float32, and draws depend on
     each other only where their 16 bits decide nothing, which has probability 2^-16.
     """
     if p.dtype in (torch.bfloat16, torch.float16):
-        return p.copy_(bernoulli_(p.float(), generator))
+        drawn = bernoulli(p.float(), generator).to(p.dtype)
+        return drawn if out is None else out.copy_(drawn)
     words = torch.empty(p.numel() // 4 + 2, dtype=torch.int64, device=p.device).random_(
         -(2**63), None, generator=generator
     )
     below = p.new_full((), -(2**15) - (int(words[-1]) & 255) / 256)
     bits = words.view(torch.int16)[: p.numel()].view(p.shape)
-    torch.add(below, p, alpha=2**16, out=p)
-    return torch.lt(bits, p, out=p)
+    out = torch.add(below, p, alpha=2**16, out=out)
+    return torch.lt(bits, out, out=out)

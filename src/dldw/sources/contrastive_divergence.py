@@ -14,8 +14,7 @@ from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError, NonFiniteLossError
 from dldw.memory import keep_freed_memory
 from dldw.nn.rbm import RBM
-from dldw.nn.units import GaussianUnits, bernoulli_
-from dldw.objective import require_same_device
+from dldw.nn.units import GaussianUnits, bernoulli
 from dldw.source import Batch, GradientSource
 
 
@@ -114,19 +113,19 @@ class ContrastiveDivergence(GradientSource):
         data = torch.addmm(hidden_bias, units.scaled(phases.v_data), transposed, out=phases.h_data).sigmoid_()
         error, state = None, self._state
         if self.persistent:
-            error = _squared(v - rbm.visible_mean(data))
+            error = _squared_error(phases.v_data, rbm.visible_mean(data))
         if state is None:  # chains start at the examples, as often over as there are more of them
             chains = len(phases.h_model)
-            start = data.clone() if chains == len(v) else data[torch.arange(chains, device=v.device) % len(v)]
-            state = bernoulli_(start, generator)
+            start = data if chains == len(v) else data[torch.arange(chains, device=v.device) % len(v)]
+            state = bernoulli(start, generator)
         for step in range(self.k):
             mean = units.mean_(torch.addmm(bias, state, weight, out=phases.v_model))
             if error is None:
-                error = _squared(v - mean)
+                error = _squared_error(phases.v_data, mean)
             drawn = units.draw_(mean, generator)
             model = torch.addmm(hidden_bias, units.scaled(drawn), transposed, out=phases.h_model).sigmoid_()
             if self.persistent or step < self.k - 1:
-                state = bernoulli_(model.clone(), generator)
+                state = bernoulli(model, generator)
         return error or 0.0, state
 
     def _phases(self, rbm: RBM, v: Tensor) -> _Phases:
@@ -201,7 +200,6 @@ def _add(p: nn.Parameter, gradient: Callable[[], Tensor]) -> None:
 
 def _examples(rbm: RBM, batch: Batch) -> Tensor:
     """The batch [B, visible], after checks."""
-    require_same_device(batch, rbm.weight.device)
     missing = rbm.require(batch, "the batch")
     v: Tensor = batch
     if v.ndim != 2:
@@ -214,6 +212,8 @@ def _examples(rbm: RBM, batch: Batch) -> Tensor:
     return v
 
 
-def _squared(difference: Tensor) -> float:
-    flat = difference.view(-1)
-    return float(torch.dot(flat, flat)) / flat.numel()
+def _squared_error(v: Tensor, mean: Tensor) -> float:
+    """The mean of (v - mean)², from products that need no copy of the difference."""
+    v, mean = v.view(-1), mean.view(-1)
+    total = float(torch.dot(v, v)) - 2 * float(torch.dot(v, mean)) + float(torch.dot(mean, mean))
+    return 0.0 if total < 0 else total / len(v)  # rounding may take it below zero

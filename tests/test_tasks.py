@@ -89,7 +89,8 @@ def test_a_task_file_has_at_most_80_lines(task: Task) -> None:
 
 def test_shipped_settings_exist_for_every_method_and_lie_in_its_space(task: Task) -> None:
     shipped = tuned(task.name)
-    partly = task.interactions is not None or task.name in ("error-rate", "int8-digits", "separable")
+    few = ("error-rate", "int8-digits", "separable", "rbm-digits", "two-bars")
+    partly = task.interactions is not None or task.name in few
     for name in METHODS:
         if unable(task, parse(name)):
             assert name not in task.settings
@@ -364,3 +365,48 @@ def test_a_swarm_solves_the_sphere_task_to_its_target() -> None:
     for _ in range(400):
         learner.step(next(task.batches(0)))
     assert task.evaluate(model)["loss"] < task.target
+
+
+def test_the_pseudo_likelihood_of_digits_is_that_of_each_pixel_given_all_others() -> None:
+    task = load_task("rbm-digits")
+    rbm, v = task.model(0).double(), next(task.batches(0))[:3].double()
+    with torch.no_grad():
+        for p in rbm.parameters():
+            p.normal_(generator=torch.Generator().manual_seed(p.numel()))
+        wanted = torch.zeros(3, dtype=torch.float64)
+        for i in range(64):
+            other = v.clone()
+            other[:, i] = 1 - other[:, i]
+            here, there = torch.exp(-rbm.free_energy(v)), torch.exp(-rbm.free_energy(other))
+            wanted -= torch.log(here / (here + there))
+        assert torch.allclose(task.loss(rbm, v), wanted)
+
+
+def test_digits_of_a_machine_are_judged_by_its_likelihood_and_features() -> None:
+    task = load_task("rbm-digits")
+    rbm = task.model(0)
+    assert set(task.images.unique().tolist()) == {0.0, 1.0}
+    figures = task.evaluate(rbm)
+    assert figures["log-likelihood"] == pytest.approx(rbm.log_likelihood(task.splits["test"][0]).mean)
+    assert figures["log-likelihood"] == pytest.approx(-64 * np.log(2), rel=0.01)
+    learner = method("contrastive-divergence").build(
+        rbm, task.loss, torch.Generator().manual_seed(0), **task.settings["contrastive-divergence"]
+    )
+    for batch in islice(task.batches(0), 1000):
+        learner.step(batch)
+    better = task.evaluate(rbm)
+    assert better["log-likelihood"] > task.target
+    assert better["accuracy"] > 0.7
+    assert better["reconstruction"] < figures["reconstruction"] / 2
+
+
+def test_two_bars_are_fourteen_images_and_no_density_gives_them_more_than_their_share() -> None:
+    task = load_task("two-bars")
+    assert len(task.images) == 14
+    grid = task.images.view(14, 3, 3)
+    rows, columns = (grid == grid[:, :, :1]).flatten(1).all(1), (grid == grid[:, :1]).flatten(1).all(1)
+    assert (rows | columns).all()
+    assert task.lowest == pytest.approx(np.log(14))
+    rbm = task.model(0)
+    assert task.evaluate(rbm)["loss"] == pytest.approx(9 * np.log(2), rel=0.01)
+    assert task.loss(rbm, task.images).mean().item() == pytest.approx(-rbm.log_likelihood(task.images).mean, rel=1e-5)

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dldw import nn as nn
     from dldw.card import Card as Card
     from dldw.directional import Directional as Directional
     from dldw.errors import AccumulationError as AccumulationError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from dldw.source import GradientSource as GradientSource
     from dldw.sources.activity_forward_gradient import ActivityForwardGradient as ActivityForwardGradient
     from dldw.sources.backprop import Backprop as Backprop
+    from dldw.sources.contrastive_divergence import ContrastiveDivergence as ContrastiveDivergence
     from dldw.sources.evolution_strategy import EvolutionStrategy as EvolutionStrategy
     from dldw.sources.feedback_alignment import FeedbackAlignment as FeedbackAlignment
     from dldw.sources.finite_difference import FiniteDifference as FiniteDifference
@@ -87,6 +89,7 @@ _HOMES = {
     "GradientSource": "dldw.source",
     "ActivityForwardGradient": "dldw.sources.activity_forward_gradient",
     "Backprop": "dldw.sources.backprop",
+    "ContrastiveDivergence": "dldw.sources.contrastive_divergence",
     "EvolutionStrategy": "dldw.sources.evolution_strategy",
     "FeedbackAlignment": "dldw.sources.feedback_alignment",
     "FiniteDifference": "dldw.sources.finite_difference",
@@ -105,11 +108,14 @@ _HOMES = {
     "SVRG": "dldw.sources.svrg",
     "WeightPerturbation": "dldw.sources.weight_perturbation",
 }
-__all__ = [*_HOMES, "__version__"]
+_ROOMS = ("nn",)
+__all__ = [*_HOMES, *_ROOMS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name on first use, so that ``dldw --help`` need not wait for torch."""
+    if name in _ROOMS:
+        return import_module(f"dldw.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'dldw' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)
@@ -117,4 +123,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_ROOMS})

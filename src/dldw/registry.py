@@ -30,6 +30,7 @@ METHODS = {
     "per-example-perturbation": "dldw.sources.per_example_perturbation:PerExamplePerturbation",
     "forward-gradient": "dldw.sources.forward_gradient:ForwardGradient",
     "reinforce": "dldw.sources.reinforce:Reinforce",
+    "contrastive-divergence": "dldw.sources.contrastive_divergence:ContrastiveDivergence",
     "perceptron": "dldw.sources.perceptron:Perceptron",
     "random-search": "dldw.searchers.random_search:RandomSearch",
     "hill-climb": "dldw.searchers.hill_climb:HillClimb",

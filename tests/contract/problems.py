@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dldw.nn.likelihood import exact_log_partition
+from dldw.nn.rbm import RBM
+
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
@@ -33,6 +36,10 @@ class Problem:
         """The loss as a scalar, the mean over the batch."""
         loss = self.loss
         return lambda model, batch: loss(model, batch).mean()
+
+    def forward(self) -> Tensor:
+        """What counts as one forward pass."""
+        return self.loss(self.model, self.batch)
 
     def autograd(self) -> list[Tensor]:
         """dL/dw by autograd, the oracle; ``.grad`` and the buffers stay as they are."""
@@ -209,7 +216,40 @@ def linear_layer_on_noisy_features(dtype: torch.dtype = torch.float64) -> Proble
     return problem
 
 
+class Machine(Problem):
+    """A restricted Boltzmann machine, whose ``loss`` is what contrastive divergence approximates the gradient of."""
+
+    def value(self) -> float:
+        """What contrastive divergence returns, the error of a reconstruction, with the hidden units averaged."""
+        with torch.no_grad():
+            return float((self.batch - self.model.visible_mean(self.model(self.batch))).square().mean())
+
+    def forward(self) -> Tensor:
+        """One product with the weights; the likelihood is a sum over all hidden states."""
+        return self.model(self.batch)
+
+
+def _machine(dtype: torch.dtype, **settings: Any) -> Machine:
+    def likelihood(model: nn.Module, batch: Tensor) -> Tensor:
+        return model.free_energy(batch) + exact_log_partition(model)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = RBM(5, 4, **settings)
+        nn.init.normal_(model.weight, std=0.3)
+        return Machine(model.to(dtype), likelihood, torch.rand(6, 5).round().to(dtype))
+
+
+def machine(dtype: torch.dtype = torch.float64) -> Machine:
+    return _machine(dtype)
+
+
+def gaussian_machine(dtype: torch.dtype = torch.float64) -> Machine:
+    return _machine(dtype, visible_units="gaussian", learn_variance=True)
+
+
 LOSS_FREE: dict[str, tuple[Build, ...]] = {
+    "contrastive-divergence": (machine, gaussian_machine),
     "perceptron": (linear_layer, linear_layer_on_noisy_features),
 }
 """What a method that needs no loss is at home on. ``Problem.loss`` is the objective it claims to descend: an oracle."""

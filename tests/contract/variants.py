@@ -52,6 +52,7 @@ _SETTINGS: dict[str, list[dict[str, object]]] = {
     "feedback-alignment": [{"mode": "random"}, {"mode": "sign-symmetric"}, {"mode": "transpose"}],
     "activity-forward-gradient": [{"local": False}, {"groups": 1}],
     "node-perturbation": [{"per_example": False}, {"layers": "nodes"}, {"layers": "weights"}],
+    "contrastive-divergence": [{"k": 3}, {"persistent": True}],
 }
 DETERMINISTIC = {"backprop", "finite-difference", "perceptron"}
 

@@ -31,6 +31,8 @@ TASKS = {
     "acrobot": "dldw.tasks.acrobot:Acrobot",
     "pendulum": "dldw.tasks.pendulum:Pendulum",
     "mountain-car-continuous": "dldw.tasks.mountain_car_continuous:MountainCarContinuous",
+    "rbm-digits": "dldw.tasks.rbm_digits:RbmDigits",
+    "two-bars": "dldw.tasks.two_bars:TwoBars",
 }
 NEEDED = ("name", "summary", "target", "batch_size", "train_examples", "test_examples")
 """What a task has to say of itself, beside its four methods."""

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dldw.integrations.sklearn.perceptron import PerceptronClassifier as PerceptronClassifier
+    from dldw.integrations.sklearn.rbm import BernoulliRBM as BernoulliRBM
 
 _HOMES = {
+    "BernoulliRBM": "dldw.integrations.sklearn.rbm",
     "PerceptronClassifier": "dldw.integrations.sklearn.perceptron",
 }
 __all__ = [*_HOMES]

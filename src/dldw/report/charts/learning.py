@@ -29,7 +29,12 @@ AXES = {
     "examples": "examples seen",
     "seconds": "seconds in steps",
 }
-METRICS = {"accuracy": "test accuracy", "return": "return of unseen episodes", "loss": "test loss"}
+METRICS = {
+    "accuracy": "test accuracy",
+    "return": "return of unseen episodes",
+    "log-likelihood": "test log-likelihood, nats",
+    "loss": "test loss",
+}
 
 
 def learning_curves(results: Results) -> Chart | None:

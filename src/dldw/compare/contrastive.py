@@ -1,0 +1,100 @@
+"""How biased contrastive divergence is: its mean estimate against the exact gradient of the log-likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dldw.nn.likelihood import exact_log_partition
+from dldw.nn.rbm import RBM
+from dldw.sources.contrastive_divergence import ContrastiveDivergence
+
+
+@dataclass(frozen=True)
+class Bias:
+    """The mean of many estimates beside the exact gradient g of the mean negative log-likelihood.
+
+    Attributes:
+        step: Steps of exact gradient descent before.
+        estimator: ``CD-k`` or ``PCD-k``.
+        cosine: Between the mean estimate and g.
+        norm: Norm of the mean estimate over that of g.
+        error: Norm of their difference over that of g, the noise of the mean included.
+    """
+
+    step: int
+    estimator: str
+    cosine: float
+    norm: float
+    error: float
+
+
+def exact_gradient(rbm: RBM, v: Tensor) -> Tensor:
+    """The gradient of the mean negative log-likelihood of ``v`` [B, visible] by enumeration, [d]."""
+    loss = rbm.free_energy(v).mean() + exact_log_partition(rbm)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, _trainable(rbm))])
+
+
+def mean_estimate(source: ContrastiveDivergence, rbm: RBM, v: Tensor, draws: int) -> Tensor:
+    """The mean of ``draws`` estimates, [d], all from the same persistent chains where there are any; ``.grad`` is spent."""
+    chains = source.state_dict()["chains"]
+    for p in rbm.parameters():
+        p.grad = None
+    for _ in range(draws):
+        source.load_state_dict({"generator": source.state_dict()["generator"], "chains": chains})
+        source(rbm, v)
+    source.load_state_dict({"generator": source.state_dict()["generator"], "chains": chains})
+    total = torch.cat([p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in _trainable(rbm)])
+    for p in rbm.parameters():
+        p.grad = None
+    return total / draws
+
+
+def biases(
+    rbm: RBM,
+    v: Tensor,
+    *,
+    steps: Sequence[int] = (0, 100, 300, 1000),
+    k: Sequence[int] = (1, 3, 10),
+    lr: float = 0.5,
+    draws: int = 30,
+    generator: torch.Generator,
+) -> list[Bias]:
+    """The bias of CD-k for each k, and of PCD-1, at some points of a training by the exact gradient.
+
+    The chains of PCD follow that training from its start, one step of sampling for each of it: at fixed weights they would
+    come to sample the machine exactly, and it is that they lag behind which makes PCD biased.
+
+    Args:
+        rbm: The machine, which is trained; min(visible, hidden) at most 20.
+        v: The data [B, visible], all of it in every step; repeat the rows of a small set for less noise.
+        steps: After how many steps of training the bias is taken, rising.
+        k: Steps of sampling.
+        lr: Learning rate of the training.
+        draws: Estimates that are averaged.
+        generator: What the estimators draw from.
+    """
+    estimators = {f"CD-{n}": ContrastiveDivergence(n, generator=generator) for n in k}
+    persistent = ContrastiveDivergence(1, persistent=True, generator=generator)
+    found = []
+    for step in range(max(steps) + 1):
+        g = exact_gradient(rbm, v)
+        if step in steps:
+            for name, source in {**estimators, "PCD-1": persistent}.items():
+                mean = mean_estimate(source, rbm, v, draws)
+                cosine, norm = float(torch.cosine_similarity(mean, g, dim=0)), float(mean.norm() / g.norm())
+                found.append(Bias(step, name, cosine, norm, float((mean - g).norm() / g.norm())))
+        persistent(rbm, v)  # its chains go on; its estimate is not followed
+        rbm.zero_grad()
+        with torch.no_grad():
+            parts = g.split([p.numel() for p in _trainable(rbm)])
+            for p, part in zip(_trainable(rbm), parts, strict=True):
+                p.sub_(part.view_as(p), alpha=lr)
+    return found
+
+
+def _trainable(rbm: RBM) -> list[torch.nn.Parameter]:
+    return [p for p in rbm.parameters() if p.requires_grad]

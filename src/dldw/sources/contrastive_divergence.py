@@ -1,0 +1,219 @@
+"""Contrastive divergence: a restricted Boltzmann machine learns from data against samples of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dldw.card import Card, Choice, Float
+from dldw.errors import DldwError, NonFiniteLossError
+from dldw.memory import keep_freed_memory
+from dldw.nn.rbm import RBM
+from dldw.nn.units import GaussianUnits, bernoulli
+from dldw.source import Batch, GradientSource
+
+
+class ContrastiveDivergence(GradientSource):
+    """The gradient of the free energy, on the data minus on samples that Gibbs sampling reaches in k steps.
+
+        ghat = 1/B · sum_i ∂F(v_i)/∂w - 1/n · sum_j ∂F(v'_j)/∂w,      ∂F/∂W = -p(h | v) vᵀ for Bernoulli units
+
+    With samples v' from the machine itself this is the gradient of the mean negative log-likelihood. CD-k starts the chains
+    at the data and is biased, the less the larger k; persistent CD goes on with the chains of the last step. What is
+    returned is the mean squared error of a reconstruction, which tells that something is learnt but not what it is worth:
+    ``rbm.log_likelihood`` does. Where values are missing (NaN), the batch is ``rbm.sample(len(batch), 20, clamp=batch)``.
+
+    Cost: 2k + 3 products of a batch with W, of which a forward pass has one; persistent CD one more. As the sum over the
+    data is divided by B and that over the chains by n, a last batch of another size counts as it should.
+
+    Source: Hinton 2002, Neural Computation 14; persistent: Tieleman 2008, ICML.
+
+    Args:
+        k: Steps of Gibbs sampling.
+        persistent: Whether the chains go on from step to step.
+        chains: n, of persistent chains; by default as many as the first batch has examples.
+        generator: See ``GradientSource``.
+
+    Example:
+        >>> import torch, dldw
+        >>> rbm, images = dldw.nn.RBM(16, 4), torch.rand(32, 16).round()
+        >>> optimizer = torch.optim.SGD(rbm.parameters(), lr=0.1, momentum=0.5, weight_decay=1e-4)
+        >>> error = dldw.ContrastiveDivergence(k=1)(rbm, images)
+        >>> optimizer.step()
+        >>> rbm.weight.grad.shape
+        torch.Size([4, 16])
+    """
+
+    card = Card(
+        summary="A Boltzmann machine made likelier at the data and less so at samples of its own.",
+        claim="biased",
+        needs="no loss",
+        forwards="2 * k + 3 + persistent",
+        memory="d + visible and hidden units of the examples and the chains",
+        paper="Hinton 2002, Neural Computation 14; persistent: Tieleman 2008, ICML",
+        space={"lr": Float(1e-3, 1.0), "persistent": Choice((False, True)), "optimizer": Choice(("sgd", "adam"))},
+        note="For dldw.nn.RBM alone. A forward here is one product with the weights, far less than an exact likelihood.",
+    )
+
+    def __init__(
+        self,
+        k: int = 1,
+        *,
+        persistent: bool = False,
+        chains: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(generator=generator)
+        if k < 1:
+            raise DldwError(f"k must be at least 1, got {k}: without a step of sampling the two terms cancel.")
+        if chains is not None and not persistent:
+            raise DldwError(
+                f"chains={chains} is the number of persistent chains, but persistent is False: those of CD-k start at the "
+                "examples, one for each. Leave chains out, or set persistent=True."
+            )
+        if chains is not None and chains < 1:
+            raise DldwError(f"chains must be at least 1, got {chains}; as many as a batch has examples is usual.")
+        self.k, self.persistent, self.chains = k, persistent, chains
+        self._state: Tensor | None = None
+        self._held: _Phases | None = None
+        keep_freed_memory()
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        weights = self._prepare(model)
+        if not isinstance(model, RBM):
+            raise DldwError(
+                f"contrastive divergence trains a restricted Boltzmann machine (dldw.nn.RBM), and {type(model).__name__} is "
+                "none: it has no free energy and cannot be sampled. Build an RBM, or use a source that takes a loss."
+            )
+        v = _examples(model, batch)
+        generator = self._generator_on(weights.device)
+        with torch.no_grad():
+            phases = self._phases(model, v)
+            error, state = self._sample(model, v, phases, generator)
+            if not math.isfinite(error):
+                raise NonFiniteLossError(
+                    f"the reconstruction error is {error}: the weights are not finite, or far too large; .grad is as it was. "
+                    "Lower the learning rate, or standardise the data of Gaussian units."
+                )
+            phases.add_gradient(model)
+            if self.persistent:
+                self._state = state
+        return torch.scalar_tensor(error, dtype=v.dtype, device=v.device)
+
+    def _sample(self, rbm: RBM, v: Tensor, phases: _Phases, generator: torch.Generator) -> tuple[float, Tensor]:
+        """Fills in both phases; returns the reconstruction error and the hidden states that the chains end in."""
+        weight, bias, hidden_bias, units = rbm.weight, rbm.visible_bias, rbm.hidden_bias, rbm.units
+        transposed = weight.t()
+        phases.v_data.copy_(v)
+        data = torch.addmm(hidden_bias, units.scaled(phases.v_data), transposed, out=phases.h_data).sigmoid_()
+        error, state = None, self._state
+        if self.persistent:
+            error = _squared_error(phases.v_data, rbm.visible_mean(data))
+        if state is None:  # chains start at the examples, as often over as there are more of them
+            chains = len(phases.h_model)
+            start = data if chains == len(v) else data[torch.arange(chains, device=v.device) % len(v)]
+            state = bernoulli(start, generator)
+        for step in range(self.k):
+            mean = units.mean_(torch.addmm(bias, state, weight, out=phases.v_model))
+            if error is None:
+                error = _squared_error(phases.v_data, mean)
+            drawn = units.draw_(mean, generator)
+            model = torch.addmm(hidden_bias, units.scaled(drawn), transposed, out=phases.h_model).sigmoid_()
+            if self.persistent or step < self.k - 1:
+                state = bernoulli(model, generator)
+        return error or 0.0, state
+
+    def _phases(self, rbm: RBM, v: Tensor) -> _Phases:
+        chains = examples = len(v)
+        if self.persistent:
+            chains = self.chains or examples if self._state is None else len(self._state)
+            if self._state is not None and self._state.shape[1] != rbm.hidden:
+                raise DldwError(
+                    f"the persistent chains are those of a machine with {self._state.shape[1]} hidden units, and this one "
+                    f"has {rbm.hidden}. Make a source for each machine."
+                )
+        held = self._held
+        if held is None or not held.fits(v, chains, rbm.hidden):
+            held = self._held = _Phases.of(v, chains, rbm.hidden)
+        return held
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of the generator and of the persistent chains."""
+        return super().state_dict() | {"chains": None if self._state is None else self._state.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._state = None if state["chains"] is None else state["chains"].clone()
+
+
+@dataclass
+class _Phases:
+    """Data above and the machine's own samples below, so that one product gives the gradient of both.
+
+    Attributes:
+        v: [B + n, visible].
+        h: p(h | v), [B + n, hidden].
+        share: What each row counts, -1/B on data and 1/n on samples, [B + n, 1].
+    """
+
+    v: Tensor
+    h: Tensor
+    share: Tensor
+    v_data: Tensor
+    v_model: Tensor
+    h_data: Tensor
+    h_model: Tensor
+
+    @classmethod
+    def of(cls, like: Tensor, chains: int, hidden: int) -> _Phases:
+        examples, visible = like.shape
+        rows = examples + chains
+        v, h, share = like.new_empty(rows, visible), like.new_empty(rows, hidden), like.new_empty(rows, 1)
+        share[:examples] = -1 / examples
+        share[examples:] = 1 / chains
+        return cls(v, h, share, v[:examples], v[examples:], h[:examples], h[examples:])
+
+    def fits(self, v: Tensor, chains: int, hidden: int) -> bool:
+        kept, same = self.v_data, self.h_model.shape == (chains, hidden)
+        return same and kept.shape == v.shape and kept.dtype == v.dtype and kept.device == v.device
+
+    def add_gradient(self, rbm: RBM) -> None:
+        """Adds the difference of the gradients of F to ``.grad``; ``h`` is spent."""
+        h, scaled, share = self.h.mul_(self.share), rbm.units.scaled(self.v), self.share.view(-1)
+        _add(rbm.weight, lambda: torch.mm(h.t(), scaled))
+        _add(rbm.visible_bias, lambda: torch.mv(scaled.t(), share))
+        _add(rbm.hidden_bias, lambda: h.sum(0))
+        if isinstance(rbm.units, GaussianUnits):
+            z, b = rbm.units.log_variance, rbm.visible_bias
+            _add(z, lambda: (share @ (self.v - b).square() / 2 - ((h @ rbm.weight) * self.v).sum(0)) * torch.exp(-z))
+
+
+def _add(p: nn.Parameter, gradient: Callable[[], Tensor]) -> None:
+    if p.requires_grad:
+        p.grad = gradient() if p.grad is None else p.grad.add_(gradient())
+
+
+def _examples(rbm: RBM, batch: Batch) -> Tensor:
+    """The batch [B, visible], after checks."""
+    missing = rbm.require(batch, "the batch")
+    v: Tensor = batch
+    if v.ndim != 2:
+        raise DldwError(f"the batch must be of shape [B, {rbm.visible}], an example in each row, got {list(v.shape)}.")
+    if missing:
+        raise NonFiniteLossError(
+            "values of the batch are missing (nan), and there is no gradient without them; .grad is as it was. "
+            "Draw them given those that are known: rbm.sample(len(batch), steps=20, clamp=batch)."
+        )
+    return v
+
+
+def _squared_error(v: Tensor, mean: Tensor) -> float:
+    """The mean of (v - mean)², from products that need no copy of the difference."""
+    v, mean = v.view(-1), mean.view(-1)
+    total = float(torch.dot(v, v)) - 2 * float(torch.dot(v, mean)) + float(torch.dot(mean, mean))
+    return 0.0 if total < 0 else total / len(v)  # rounding may take it below zero

@@ -113,8 +113,8 @@ class ForwardForward:
             local = self._loss(*goodness(h).chunk(2))
             if not local.isfinite():
                 raise NonFiniteLossError(
-                    f"the loss of layer {number + 1} is {float(local)}, so it has no gradient to follow. Lower the learning "
-                    "rate, or check the batch for NaN."
+                    f"the loss of layer {number + 1} is {float(local.detach())}, so it has no gradient to follow. Lower "
+                    "the learning rate, or check the batch for NaN."
                 )
             if local.requires_grad:
                 local.backward()

@@ -104,7 +104,7 @@ class ActivityForwardGradient(GradientSource):
             flat = tangent.reshape(*h.shape[:shared], -1)
             for features, channels in _groups(block, flat.shape[-1], shared, self.groups):
                 moved = scores(flat[..., features], matrix[:, features], shared, layout)
-                value, slopes = forward_ad.unpack_dual(loss_of(objective, forward_ad.make_dual(made, moved)))
+                value, slopes = objective.unpacked(loss_of(objective, forward_ad.make_dual(made, moved)))
                 noise.require_examples(value, type(self).__name__, "")
                 objective.mean(value, f"that layer {number + 1} has of its own")
                 along_weights += objective.mean(slopes, f"in its derivative at layer {number + 1}")

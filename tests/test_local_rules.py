@@ -396,8 +396,27 @@ def test_head_only_is_the_gradient_of_the_last_layer_and_zero_elsewhere():
     got, wanted = estimate(dldw.HeadOnly(p.loss), p), p.autograd()
     assert close(got[-2:], wanted[-2:], rtol=1e-12)
     assert not any(g.any() for g in got[:-2])
-    with pytest.raises(dldw.DldwError, match="HeadOnly trains Linear and Conv layers, and Quadratic runs none"):
-        dldw.HeadOnly(problems.QuadraticProblem().loss)(problems.Quadratic(), None)
+
+
+class Elementwise(nn.Module):
+    """Has weights, and no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+@pytest.mark.parametrize("name", [n for n, m in dldw.methods().items() if m.card.note.startswith("Other objective: ")])
+def test_model_without_layers_is_a_reasoned_error(name):
+    model, batch = Elementwise(), (torch.rand(4, 3), torch.arange(4) % 3)
+    learner = dldw.methods()[name].build(model, problems.cross_entropy, seeded())
+    with pytest.raises(
+        dldw.DldwError, match=r"a rule for Linear and Conv layers, and Elementwise runs none .* dldw.SPSA"
+    ):
+        learner.step(batch)
 
 
 # --- learners ------------------------------------------------------------------------------------------------------

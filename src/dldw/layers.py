@@ -162,14 +162,6 @@ class Layout:
             known = _layouts[objective.weights] = _looked_at(objective)
         return known
 
-    def require_layers(self, model: nn.Module, method: str) -> None:
-        """Raises ``DldwError`` where no trainable layer was met."""
-        if not self.calls:
-            raise DldwError(
-                f"{method} trains Linear and Conv layers, and {type(model).__name__} runs none that has a trainable weight. "
-                "Use a method that sees weights alone, such as dldw.Backprop or dldw.SPSA."
-            )
-
 
 _layouts: WeakKeyDictionary[Weights, Layout] = WeakKeyDictionary()
 
@@ -215,6 +207,15 @@ def _looked_at(objective: Objective) -> Layout:
     )
 
 
+def require_layers(calls: int, model: nn.Module) -> None:
+    """Raises ``DldwError`` where none was called."""
+    if not calls:
+        raise DldwError(
+            f"this is a rule for Linear and Conv layers, and {type(model).__name__} runs none that has a trainable weight. "
+            "Use a method that sees weights alone, such as dldw.Backprop or dldw.SPSA."
+        )
+
+
 def require_independent_examples(model: nn.Module, method: str, remedy: str) -> None:
     """Raises ``DldwError`` where a batch norm in training mode makes the loss of one example depend on the others."""
     for name, module in model.named_modules():
@@ -249,12 +250,14 @@ def cut_between_blocks(
         rule: What the call of a layer gives.
 
     Raises:
-        DldwError: ``dldw_blocks`` names no submodule; or something bypasses a block.
+        DldwError: ``dldw_blocks`` names no submodule, there is no layer, or something bypasses a block.
     """
     blocks, number = _named_blocks(model), 0
     known: set[Any] | None = None if weights in _chains else set()
 
     def look(h: Tensor) -> None:
+        if not blocks:
+            require_layers(running.calls, model)
         if known is not None:
             _require_no_bypass(h, known, number, model)
 
@@ -272,7 +275,7 @@ def cut_between_blocks(
         for block in blocks[1:]:
             hook = block.register_forward_pre_hook(lambda _, inputs: (ended(inputs[0]), *inputs[1:]))
             stack.callback(hook.remove)
-        stack.enter_context(Layers(weights, layer))
+        running = stack.enter_context(Layers(weights, layer))
         yield look
     if known:
         _chains.add(weights)

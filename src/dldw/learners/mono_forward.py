@@ -99,6 +99,7 @@ class MonoForward:
         with torch.enable_grad(), cut_between_blocks(self.model, weights, learn) as look:
             losses = objective.with_graph()
             objective.check(losses)
+            objective.require_graph(losses)
             look(losses)
             loss = objective.backward(losses)
         self._optimizers.step(blocks, weights)

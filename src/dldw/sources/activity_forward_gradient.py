@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
-from dldw.layers import Call, Layers, Layout, cut_between_blocks, require_independent_examples
+from dldw.layers import Call, Layers, Layout, cut_between_blocks, require_independent_examples, require_layers
 from dldw.nodes import Noise, Probed
 from dldw.objective import Objective
 from dldw.readouts import Readouts, loss_of, scores
@@ -117,6 +117,7 @@ class ActivityForwardGradient(GradientSource):
         run = cut_between_blocks(model, weights, cut, probed) if self.local else Layers(weights, probed)
         with run:
             losses, slopes = objective.dual(noise.z, plain=True)
+        require_layers(len(noise.probed), model)
         noise.require_examples(losses, type(self).__name__, "")
         loss = objective.mean(losses, "at the model's own weights")
         along_weights += objective.mean(slopes, "in its derivative at the model's own weights")

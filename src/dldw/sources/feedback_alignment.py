@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
-from dldw.layers import Call, Layers
+from dldw.layers import Call, Layers, require_layers
+from dldw.objective import Objective
 from dldw.source import Batch, GradientSource, Loss
-from dldw.sources.backprop import Backprop
 
 Mode = Literal["random", "sign-symmetric", "direct", "transpose"]
 
@@ -93,8 +93,13 @@ class FeedbackAlignment(GradientSource):
             out: Tensor = _Fed.apply(*arguments)  # type: ignore[no-untyped-call]  # torch left its functions untyped
             return out
 
-        with Layers(weights, fed), weights.gathered():
-            return Backprop(self.loss)(model, batch)
+        objective = Objective(model, self.loss, batch, weights)
+        with torch.enable_grad(), Layers(weights, fed) as layers, weights.gathered():
+            losses = objective.with_graph()
+            objective.check(losses)
+            objective.require_graph(losses)
+            require_layers(layers.calls, model)
+            return objective.tensor(objective.backward(losses))
 
     def _instead_of(self, call: Call, generator: torch.Generator) -> Tensor:
         """What takes the place of W, of its shape."""

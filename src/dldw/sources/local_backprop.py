@@ -77,6 +77,7 @@ class LocalBackprop(GradientSource):
         with weights.gathered(), torch.enable_grad(), cut_between_blocks(model, weights, learn) as look:
             losses = objective.with_graph()
             objective.check(losses)
+            objective.require_graph(losses)
             look(losses)
             return objective.tensor(objective.backward(losses))
 

@@ -13,7 +13,7 @@ from torch import nn
 import dldw
 from dldw.compare.meter import peak_bytes
 from dldw.layers import Call, Layers, Layout
-from dldw.learners.forward_forward import with_label
+from dldw.learners.goodness import with_label
 from dldw.objective import Objective
 from dldw.weights import Weights
 from tests.contract import problems
@@ -389,6 +389,18 @@ def test_readouts_need_one_tensor_put_out_once():
     p.loss = lambda m, batch: (m(batch[0]) - m(batch[0] + 1)).square().sum(1)
     with pytest.raises(dldw.DldwError, match=r"the loss has to call the model once and the model to return one tensor"):
         dldw.LocalBackprop(p.loss)(p.model, p.batch)
+
+
+def test_sequences_of_any_length_share_a_readout():
+    model = chain(3, 4, 2)
+
+    def loss(m, x):
+        return m(x).square().flatten(1).sum(1)
+
+    source = dldw.LocalBackprop(loss, generator=seeded())
+    for length in (5, 7):
+        source(model, torch.rand(2, length, 3, dtype=torch.float64, generator=seeded()))
+    assert [tuple(m.shape) for m in source.state_dict()["readouts"].values()] == [(2, 4)]
 
 
 def test_head_only_is_the_gradient_of_the_last_layer_and_zero_elsewhere():

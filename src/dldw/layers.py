@@ -136,6 +136,37 @@ def _convolution(
 _FUNCTIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
 
 
+Back = Callable[[Call, Tensor, Tensor, bool], Tensor | None]
+"""``back(call, error, x, wanted)`` gives what the input x gets for an error at the output, where it is wanted."""
+
+
+def with_backward(call: Call, back: Back) -> Tensor:
+    """The output of a call whose input gets what ``back`` says; weight and bias get their gradients as ever."""
+    arguments = call.input, call.weight, call.bias, call, back
+    out: Tensor = _WithBackward.apply(*arguments)  # type: ignore[no-untyped-call]  # torch left its functions untyped
+    return out
+
+
+class _WithBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call, back: Back) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.call, ctx.back = call, back
+        return call.output()
+
+    @staticmethod
+    def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor | None, ...]:
+        (x,), (error,), call = ctx.saved_tensors, errors, ctx.call
+        to_x, to_weight, to_bias, *_ = ctx.needs_input_grad
+        return (
+            ctx.back(call, error, x, to_x),
+            call.to_weight(error, x) if to_weight else None,
+            call.to_bias(error).to(call.bias.dtype) if to_bias else None,
+            None,
+            None,
+        )
+
+
 # --- what a model looks like from outside ---------------------------------------------------------------------------
 
 
@@ -156,14 +187,17 @@ class Layout:
 
     @staticmethod
     def of(objective: Objective) -> Layout:
-        """The layout of the model on this batch; found in one more forward pass when a model is first met."""
-        known = _layouts.get(objective.weights)
-        if known is None:
-            known = _layouts[objective.weights] = _looked_at(objective)
-        return known
+        """The layout of the model on batches of this shape; found in one more forward pass when it is first met."""
+        known, key = _layouts.setdefault(objective.weights, {}), objective.signature()
+        if key not in known:
+            found = _looked_at(objective)
+            if len(known) > 64:
+                known.clear()
+            known[key] = found
+        return known[key]
 
 
-_layouts: WeakKeyDictionary[Weights, Layout] = WeakKeyDictionary()
+_layouts: WeakKeyDictionary[Weights, dict[tuple[Any, ...], Layout]] = WeakKeyDictionary()
 
 
 class _Looking(Layers):

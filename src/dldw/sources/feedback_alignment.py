@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
-from dldw.layers import Call, Layers, require_layers
+from dldw.layers import Call, Layers, require_layers, with_backward
 from dldw.objective import Objective
 from dldw.source import Batch, GradientSource, Loss
 
@@ -89,9 +89,7 @@ class FeedbackAlignment(GradientSource):
             return call.to_input(error, x, self._instead_of(call, generator))
 
         def fed(call: Call) -> Tensor:
-            arguments = call.input, call.weight, call.bias, call, back
-            out: Tensor = _Fed.apply(*arguments)  # type: ignore[no-untyped-call]  # torch left its functions untyped
-            return out
+            return with_backward(call, back)
 
         objective = Objective(model, self.loss, batch, weights)
         with torch.enable_grad(), Layers(weights, fed) as layers, weights.gathered():
@@ -140,25 +138,3 @@ class FeedbackAlignment(GradientSource):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._feedback = dict(state["feedback"])
-
-
-class _Fed(torch.autograd.Function):
-    """A layer whose input gets what ``back`` makes of the error."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call, back: Any) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.call, ctx.back = call, back
-        return call.output()
-
-    @staticmethod
-    def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor | None, ...]:
-        (x,), (error,), call = ctx.saved_tensors, errors, ctx.call
-        to_x, to_weight, to_bias, *_ = ctx.needs_input_grad
-        return (
-            ctx.back(call, error, x, to_x),
-            call.to_weight(error, x) if to_weight else None,
-            call.to_bias(error).to(call.bias.dtype) if to_bias else None,
-            None,
-            None,
-        )

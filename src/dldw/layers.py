@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -287,7 +287,8 @@ def cut_between_blocks(
         DldwError: ``dldw_blocks`` names no submodule, there is no layer, or something bypasses a block.
     """
     blocks, number = _named_blocks(model), 0
-    known: set[Any] | None = None if weights in _chains else set()
+    named = tuple(getattr(model, "dldw_blocks", ()))
+    known: set[Any] | None = None if _chains.get(weights) == named else set()
 
     def look(h: Tensor) -> None:
         if not blocks:
@@ -312,15 +313,16 @@ def cut_between_blocks(
         running = stack.enter_context(Layers(weights, layer))
         yield look
     if known:
-        _chains.add(weights)
+        _chains[weights] = named
 
 
-_chains: WeakSet[Weights] = WeakSet()
-"""Models in which nothing was found to bypass a block."""
+_chains: WeakKeyDictionary[Weights, tuple[str, ...]] = WeakKeyDictionary()
+"""Models in which nothing was found to bypass a block, with the blocks they named."""
 
 
 def _named_blocks(model: nn.Module) -> list[nn.Module]:
-    names, modules = getattr(model, "dldw_blocks", ()), dict(model.named_modules())
+    names = getattr(model, "dldw_blocks", ())
+    modules = dict(model.named_modules()) if names else {}
     for name in names:
         if name not in modules:
             raise DldwError(

@@ -19,15 +19,14 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Iterator
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import dldw
 from dldw.compare.meter import flops, peak_bytes
 from dldw.compare.spec import Spec, parse
 from dldw.compare.statistics import mean_interval
@@ -47,7 +46,7 @@ class Network(Digits):
 
     def network(self, width: int) -> nn.Module:
         sizes = [64, width, width, 10]
-        layers = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
+        layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
         return nn.Sequential(*layers[:-1])
 
 
@@ -99,19 +98,15 @@ def memory(depths: list[int], width: int = 64, rows: int = 256) -> Iterator[dict
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
         return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
-    methods: dict[str, Callable[[nn.Module], dldw.Learner]] = {
-        label: lambda model, spec=parse(label): spec.method.build(
-            model, loss, torch.Generator().manual_seed(0), lr=1e-3, **{"optimizer": "sgd", **dict(spec.given)}
-        )
-        for label in ("backprop", "backprop[checkpoint=true]", "local-backprop", "mono-forward", "forward-forward")
-    }
     generator = torch.Generator().manual_seed(0)
     batch = torch.rand(rows, width, generator=generator), torch.randint(10, (rows,), generator=generator)
-    for label, make in methods.items():
+    for label in ("backprop", "backprop[checkpoint=true]", "local-backprop", "mono-forward", "forward-forward"):
+        spec = parse(label)
+        settings = {"lr": 1e-3, "optimizer": "sgd", **dict(spec.given)}
         for depth in depths:
             hidden = [m for _ in range(depth - 1) for m in (nn.Linear(width, width), nn.ReLU())]
             model = nn.Sequential(*hidden, nn.Linear(width, 10))
-            learner = make(model)
+            learner = spec.method.build(model, loss, torch.Generator().manual_seed(0), **settings)
             learner.step(batch)
             model.zero_grad()
             peak = peak_bytes(lambda learner=learner: (learner.step(batch), None)[1], model)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +136,37 @@ def _convolution(
 _FUNCTIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
 
 
+Back = Callable[[Call, Tensor, Tensor, bool], Tensor | None]
+"""``back(call, error, x, wanted)`` gives what the input x gets for an error at the output, where it is wanted."""
+
+
+def with_backward(call: Call, back: Back) -> Tensor:
+    """The output of a call whose input gets what ``back`` says; weight and bias get their gradients as ever."""
+    arguments = call.input, call.weight, call.bias, call, back
+    out: Tensor = _WithBackward.apply(*arguments)  # type: ignore[no-untyped-call]  # torch left its functions untyped
+    return out
+
+
+class _WithBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call, back: Back) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.call, ctx.back = call, back
+        return call.output()
+
+    @staticmethod
+    def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor | None, ...]:
+        (x,), (error,), call = ctx.saved_tensors, errors, ctx.call
+        to_x, to_weight, to_bias, *_ = ctx.needs_input_grad
+        return (
+            ctx.back(call, error, x, to_x),
+            call.to_weight(error, x) if to_weight else None,
+            call.to_bias(error).to(call.bias.dtype) if to_bias else None,
+            None,
+            None,
+        )
+
+
 # --- what a model looks like from outside ---------------------------------------------------------------------------
 
 
@@ -156,22 +187,17 @@ class Layout:
 
     @staticmethod
     def of(objective: Objective) -> Layout:
-        """The layout of the model on this batch; found in one more forward pass when a model is first met."""
-        known = _layouts.get(objective.weights)
-        if known is None:
-            known = _layouts[objective.weights] = _looked_at(objective)
-        return known
-
-    def require_layers(self, model: nn.Module, method: str) -> None:
-        """Raises ``DldwError`` where no trainable layer was met."""
-        if not self.calls:
-            raise DldwError(
-                f"{method} trains Linear and Conv layers, and {type(model).__name__} runs none that has a trainable weight. "
-                "Use a method that sees weights alone, such as dldw.Backprop or dldw.SPSA."
-            )
+        """The layout of the model on batches of this shape; found in one more forward pass when it is first met."""
+        known, key = _layouts.setdefault(objective.weights, {}), objective.signature()
+        if key not in known:
+            found = _looked_at(objective)
+            if len(known) > 64:
+                known.clear()
+            known[key] = found
+        return known[key]
 
 
-_layouts: WeakKeyDictionary[Weights, Layout] = WeakKeyDictionary()
+_layouts: WeakKeyDictionary[Weights, dict[tuple[Any, ...], Layout]] = WeakKeyDictionary()
 
 
 class _Looking(Layers):
@@ -215,6 +241,15 @@ def _looked_at(objective: Objective) -> Layout:
     )
 
 
+def require_layers(calls: int, model: nn.Module) -> None:
+    """Raises ``DldwError`` where none was called."""
+    if not calls:
+        raise DldwError(
+            f"this is a rule for Linear and Conv layers, and {type(model).__name__} runs none that has a trainable weight. "
+            "Use a method that sees weights alone, such as dldw.Backprop or dldw.SPSA."
+        )
+
+
 def require_independent_examples(model: nn.Module, method: str, remedy: str) -> None:
     """Raises ``DldwError`` where a batch norm in training mode makes the loss of one example depend on the others."""
     for name, module in model.named_modules():
@@ -249,12 +284,15 @@ def cut_between_blocks(
         rule: What the call of a layer gives.
 
     Raises:
-        DldwError: ``dldw_blocks`` names no submodule; or something bypasses a block.
+        DldwError: ``dldw_blocks`` names no submodule, there is no layer, or something bypasses a block.
     """
     blocks, number = _named_blocks(model), 0
-    known: set[Any] | None = None if weights in _chains else set()
+    named = tuple(getattr(model, "dldw_blocks", ()))
+    known: set[Any] | None = None if _chains.get(weights) == named else set()
 
     def look(h: Tensor) -> None:
+        if not blocks:
+            require_layers(running.calls, model)
         if known is not None:
             _require_no_bypass(h, known, number, model)
 
@@ -272,18 +310,19 @@ def cut_between_blocks(
         for block in blocks[1:]:
             hook = block.register_forward_pre_hook(lambda _, inputs: (ended(inputs[0]), *inputs[1:]))
             stack.callback(hook.remove)
-        stack.enter_context(Layers(weights, layer))
+        running = stack.enter_context(Layers(weights, layer))
         yield look
     if known:
-        _chains.add(weights)
+        _chains[weights] = named
 
 
-_chains: WeakSet[Weights] = WeakSet()
-"""Models in which nothing was found to bypass a block."""
+_chains: WeakKeyDictionary[Weights, tuple[str, ...]] = WeakKeyDictionary()
+"""Models in which nothing was found to bypass a block, with the blocks they named."""
 
 
 def _named_blocks(model: nn.Module) -> list[nn.Module]:
-    names, modules = getattr(model, "dldw_blocks", ()), dict(model.named_modules())
+    names = getattr(model, "dldw_blocks", ())
+    modules = dict(model.named_modules()) if names else {}
     for name in names:
         if name not in modules:
             raise DldwError(

@@ -106,14 +106,18 @@ class Objective:
     def backward(self, losses: Tensor) -> float:
         """Back-propagates the mean of ``losses``, which it returns, into ``.grad``."""
         loss = self.mean(losses, "at the model's own weights")
+        self.require_graph(losses)
+        losses.mean().backward()
+        return loss
+
+    def require_graph(self, losses: Tensor) -> None:
+        """Raises ``DldwError`` where autograd cannot follow ``losses``."""
         if not losses.requires_grad:
             raise DldwError(
                 "the loss does not depend on the model's trainable weights in a way autograd can follow: it carries no "
                 "graph. Use the model the loss function is given, do not detach its output; for a loss with no "
                 "gradient use a method that needs loss values alone, such as dldw.SPSA."
             )
-        losses.mean().backward()
-        return loss
 
     def jvp(self, tangents: Sequence[Tensor], *, plain: bool) -> tuple[float, float]:
         """The mean loss at the model's own weights and its exact derivative along ``tangents``, by forward mode.
@@ -146,8 +150,16 @@ class Objective:
                 self.weights.restore()
                 if scratch:
                     self._restore_buffers()
-            self.check(value)
-            primal, tangent = forward_ad.unpack_dual(value)
+            return self.unpacked(value)
+
+    def unpacked(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """A loss and its derivative, out of forward mode.
+
+        Raises:
+            DldwError: It has none.
+        """
+        self.check(value)
+        primal, tangent = forward_ad.unpack_dual(value)
         if tangent is None:
             raise DldwError(_INDEPENDENT.format(how="forward mode found no path from the weights to the loss"))
         return primal, tangent

@@ -171,6 +171,34 @@ def test_biased_source_reaches_ninety_percent_on_three_digits(source, digits):
     assert accuracy >= 0.9, f"{source} reaches only {accuracy:.3f}"
 
 
+OTHER_OBJECTIVES = [
+    name for name, m in dldw.methods().items() if m.card.claim == "biased" and m.card.note.startswith("Other objective")
+]
+
+
+@pytest.mark.parametrize("name", OTHER_OBJECTIVES)
+def test_method_with_another_objective_trains_a_network_with_hidden_layers(name, digits):
+    """They have no gradient to be tested against; a deep and narrow network shows whether hidden layers learn.
+
+    A method that leaves these as they were drawn shows that the network needs them.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        layers = [m for width in (64, 12, 12, 12) for m in (nn.Linear(width, 12), nn.Tanh())]
+        model = nn.Sequential(*layers, nn.Linear(12, 3))
+    x, y, test_x, test_y = digits
+    drawn = model[0].weight.detach().clone()
+    settings = {"lr": 0.01, "optimizer": "adam"} if method(name).is_source else {}
+    learner = method(name).build(model, problems.cross_entropy, seeded(3), **settings)
+    for _ in range(80):
+        learner.step((x, y))
+    accuracy = float((learner.model(test_x).argmax(1) == test_y).float().mean())
+    if torch.equal(model[0].weight, drawn):
+        assert accuracy < 0.85, "the last layer alone solves this: it shows nothing of the others"
+    else:
+        assert accuracy >= 0.95, f"{name} reaches only {accuracy:.3f}"
+
+
 # --- cost ----------------------------------------------------------------------------------------------------------
 
 

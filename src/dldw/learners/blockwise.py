@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dldw.errors import DldwError
 from dldw.learner import OptimizerName, optimizer_over
 from dldw.weights import Weights
 
@@ -38,6 +39,11 @@ class BlockOptimizers:
 
     def _add(self, members: list[int], weights: Weights, own: Sequence[Tensor]) -> None:
         tensors = [*(weights.tensors[i] for i in members), *own]
+        if not tensors:
+            raise DldwError(
+                f"layer {len(self._members) + 1} has no weights that its own loss can move, as nothing of it has a gradient "
+                "(a hard step does not). Use a method that needs loss values alone, such as dldw.SPSA."
+            )
         self._members.append(members)
         self._optimizers.append(optimizer_over(tensors, lr=self._lr, optimizer=self._name))
 

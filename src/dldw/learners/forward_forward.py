@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError, NonFiniteLossError
-from dldw.layers import cut_between_blocks
 from dldw.learner import OptimizerName
 from dldw.learners.blockwise import BlockOptimizers
+from dldw.learners.goodness import ByGoodness, goodness, inputs_and_labels, with_label
 from dldw.source import Batch
 from dldw.weights import Weights
 
@@ -102,7 +102,7 @@ class ForwardForward:
             DldwError: The batch is not inputs [B, ..] and whole labels [B].
             NonFiniteLossError: The loss of a block is NaN or infinite; the blocks below have learnt already.
         """
-        x, labels = _inputs_and_labels(batch)
+        x, labels = inputs_and_labels(batch)
         weights = Weights.of(self.model.layers)
         classes = self.model.count(x)
         shift = torch.randint(1, classes, labels.shape, generator=self.generator, device=labels.device)
@@ -113,8 +113,8 @@ class ForwardForward:
             local = self._loss(*goodness(h).chunk(2))
             if not local.isfinite():
                 raise NonFiniteLossError(
-                    f"the loss of layer {number + 1} is {float(local)}, so it has no gradient to follow. Lower the learning "
-                    "rate, or check the batch for NaN."
+                    f"the loss of layer {number + 1} is {float(local.detach())}, so it has no gradient to follow. Lower "
+                    "the learning rate, or check the batch for NaN."
                 )
             if local.requires_grad:
                 local.backward()
@@ -145,77 +145,3 @@ class ForwardForward:
         self.model.layers.load_state_dict(state["layers"])
         self._optimizers.load_state_dict(state["optimizers"], Weights.of(self.model.layers), [])
         self.generator.set_state(state["generator"])
-
-
-class ByGoodness(nn.Module):
-    """Scores of every label [B, C]: how good all layers together find an example that has it.
-
-    Args:
-        layers: The layers.
-        classes: C; by default the last dimension of what the layers put out.
-    """
-
-    def __init__(self, layers: nn.Module, classes: int | None = None) -> None:
-        super().__init__()
-        self.layers, self.classes = layers, classes
-
-    def count(self, x: Tensor) -> int:
-        """C."""
-        if self.classes is None:
-            with torch.no_grad():
-                self.classes = int(self.layers(x[:1]).shape[-1])
-        if self.classes < 2 or x[0].numel() < self.classes:
-            raise DldwError(
-                f"Forward-Forward writes the label over the first inputs, one of {self.classes}, and an example has "
-                f"{x[0].numel()}. It takes at least 2 classes and as many inputs: pad the inputs, or give classes=."
-            )
-        return self.classes
-
-    def run(self, x: Tensor, look: Any) -> None:
-        """One forward pass in which ``look(number, h)`` is given what each block puts out, and the next its direction."""
-        weights = Weights.of(self.layers)
-        blocks = 0
-
-        def cut(number: int, h: Tensor) -> Tensor:
-            nonlocal blocks
-            blocks = number + 1
-            look(number, h)
-            h = h.detach()
-            return h * (goodness(h) + 1e-8).rsqrt().view(-1, *[1] * (h.ndim - 1))
-
-        with cut_between_blocks(self.layers, weights, cut) as checked:
-            out = self.layers(x)
-            checked(out)
-        look(blocks, out)
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        classes, scores = self.count(x), []
-        for label in range(classes):
-            found: list[Tensor] = []
-            labels = torch.full((len(x),), label, device=x.device)
-            self.run(with_label(x, labels, classes), lambda _, h, found=found: found.append(goodness(h)))
-            scores.append(torch.stack(found).sum(0))
-        return torch.stack(scores, 1)
-
-
-def goodness(h: Tensor) -> Tensor:
-    """The mean square of what a layer puts out, of each example [B]."""
-    return h.flatten(1).square().mean(1)
-
-
-def with_label(x: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """The examples with their labels, one of ``classes``, in the place of their first inputs."""
-    flat = x.flatten(1)
-    return torch.cat([F.one_hot(labels, classes).to(flat.dtype), flat[:, classes:]], 1).view(x.shape)
-
-
-def _inputs_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    if isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch):
-        x, labels = batch
-        if x.is_floating_point() and not labels.is_floating_point() and labels.shape == x.shape[:1]:
-            return x, labels
-    raise DldwError(
-        "Forward-Forward writes labels over inputs, so its batches must be (inputs, labels): floating-point inputs [B, ..] "
-        "and one whole number for each. For other data use dldw.MonoForward or dldw.LocalBackprop, which take any loss."
-    )

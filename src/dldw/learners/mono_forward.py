@@ -87,6 +87,7 @@ class MonoForward:
             matrix, shared = self._projections.of(number, h, layout, self.generator)
             local = loss_of(objective, scores(below, matrix.requires_grad_(), shared, layout))
             objective.mean(local, f"that layer {number + 1} has of its own")
+            objective.require_graph(local)
             to_h, matrix.grad = torch.autograd.grad(local.mean(), (below, matrix))
             if h.requires_grad:
                 h.backward(to_h)
@@ -98,6 +99,7 @@ class MonoForward:
         with torch.enable_grad(), cut_between_blocks(self.model, weights, learn) as look:
             losses = objective.with_graph()
             objective.check(losses)
+            objective.require_graph(losses)
             look(losses)
             loss = objective.backward(losses)
         self._optimizers.step(blocks, weights)

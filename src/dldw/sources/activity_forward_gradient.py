@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
-from dldw.layers import Call, Layers, Layout, cut_between_blocks, require_independent_examples
+from dldw.layers import Call, Layers, Layout, cut_between_blocks, require_independent_examples, require_layers
 from dldw.nodes import Noise, Probed
 from dldw.objective import Objective
 from dldw.readouts import Readouts, loss_of, scores
@@ -104,7 +104,7 @@ class ActivityForwardGradient(GradientSource):
             flat = tangent.reshape(*h.shape[:shared], -1)
             for features, channels in _groups(block, flat.shape[-1], shared, self.groups):
                 moved = scores(flat[..., features], matrix[:, features], shared, layout)
-                value, slopes = forward_ad.unpack_dual(loss_of(objective, forward_ad.make_dual(made, moved)))
+                value, slopes = objective.unpacked(loss_of(objective, forward_ad.make_dual(made, moved)))
                 noise.require_examples(value, type(self).__name__, "")
                 objective.mean(value, f"that layer {number + 1} has of its own")
                 along_weights += objective.mean(slopes, f"in its derivative at layer {number + 1}")
@@ -117,6 +117,7 @@ class ActivityForwardGradient(GradientSource):
         run = cut_between_blocks(model, weights, cut, probed) if self.local else Layers(weights, probed)
         with run:
             losses, slopes = objective.dual(noise.z, plain=True)
+        require_layers(len(noise.probed), model)
         noise.require_examples(losses, type(self).__name__, "")
         loss = objective.mean(losses, "at the model's own weights")
         along_weights += objective.mean(slopes, "in its derivative at the model's own weights")

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
-from dldw.layers import Call, Layers
+from dldw.layers import Call, Layers, require_layers, with_backward
+from dldw.objective import Objective
 from dldw.source import Batch, GradientSource, Loss
-from dldw.sources.backprop import Backprop
 
 Mode = Literal["random", "sign-symmetric", "direct", "transpose"]
 
@@ -89,12 +89,15 @@ class FeedbackAlignment(GradientSource):
             return call.to_input(error, x, self._instead_of(call, generator))
 
         def fed(call: Call) -> Tensor:
-            arguments = call.input, call.weight, call.bias, call, back
-            out: Tensor = _Fed.apply(*arguments)  # type: ignore[no-untyped-call]  # torch left its functions untyped
-            return out
+            return with_backward(call, back)
 
-        with Layers(weights, fed), weights.gathered():
-            return Backprop(self.loss)(model, batch)
+        objective = Objective(model, self.loss, batch, weights)
+        with torch.enable_grad(), Layers(weights, fed) as layers, weights.gathered():
+            losses = objective.with_graph()
+            objective.check(losses)
+            objective.require_graph(losses)
+            require_layers(layers.calls, model)
+            return objective.tensor(objective.backward(losses))
 
     def _instead_of(self, call: Call, generator: torch.Generator) -> Tensor:
         """What takes the place of W, of its shape."""
@@ -135,25 +138,3 @@ class FeedbackAlignment(GradientSource):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._feedback = dict(state["feedback"])
-
-
-class _Fed(torch.autograd.Function):
-    """A layer whose input gets what ``back`` makes of the error."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call, back: Any) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.call, ctx.back = call, back
-        return call.output()
-
-    @staticmethod
-    def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor | None, ...]:
-        (x,), (error,), call = ctx.saved_tensors, errors, ctx.call
-        to_x, to_weight, to_bias, *_ = ctx.needs_input_grad
-        return (
-            ctx.back(call, error, x, to_x),
-            call.to_weight(error, x) if to_weight else None,
-            call.to_bias(error).to(call.bias.dtype) if to_bias else None,
-            None,
-            None,
-        )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dldw.card import Card, Choice, Float
-from dldw.layers import Call, Layers, Layout
+from dldw.layers import Call, Layers, Layout, require_layers
 from dldw.objective import Objective
 from dldw.source import Batch, GradientSource, Loss
 
@@ -52,16 +52,16 @@ class HeadOnly(GradientSource):
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         weights = self._prepare(model)
         objective = Objective(model, self.loss, batch, weights)
-        layout = Layout.of(objective)
-        layout.require_layers(model, "HeadOnly")
-        last = layout.calls - 1
+        last = Layout.of(objective).calls - 1
 
         def layer(call: Call) -> Tensor:
             torch.set_grad_enabled(call.index >= last)  # from here on
             return call.output()
 
-        with weights.gathered(), torch.no_grad(), Layers(weights, layer):
-            loss = objective.backward(objective.with_graph())
+        with weights.gathered(), torch.no_grad(), Layers(weights, layer) as layers:
+            losses = objective.with_graph()
+            require_layers(layers.calls, model)
+            loss = objective.backward(losses)
             for p in weights.tensors:
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)

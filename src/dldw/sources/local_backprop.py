@@ -69,6 +69,7 @@ class LocalBackprop(GradientSource):
             below = h.detach().requires_grad_()
             local = loss_of(objective, scores(below, *self._readouts.of(number, h, layout, generator), layout))
             objective.mean(local, f"that layer {number + 1} has of its own")
+            objective.require_graph(local)
             if h.requires_grad:
                 h.backward(torch.autograd.grad(local.mean(), below)[0])
             return below.detach()
@@ -76,6 +77,7 @@ class LocalBackprop(GradientSource):
         with weights.gathered(), torch.enable_grad(), cut_between_blocks(model, weights, learn) as look:
             losses = objective.with_graph()
             objective.check(losses)
+            objective.require_graph(losses)
             look(losses)
             return objective.tensor(objective.backward(losses))
 

@@ -66,8 +66,9 @@ class Invertible(nn.Module):
         ):  # low precision is for the branches; sums would lose what they add
             first, second = (s.float() if s.dtype in (torch.float16, torch.bfloat16) else s for s in (first, second))
         tape = Tape(
-            len(self.chain()), checkpoint=self.backward == "checkpoint", plain=self.backward == "plain", keep_last=self.keep_last,
-            anchor_every=self.anchor_every, drift_check=self.drift_check, join=self.dim if isinstance(x, Tensor) else None,
+            len(self.chain()), checkpoint=self.backward == "checkpoint", plain=self.backward == "plain",
+            keep_last=self.keep_last, anchor_every=self.anchor_every, drift_check=self.drift_check,
+            join=self.dim if isinstance(x, Tensor) else None,
         )  # fmt: skip
         streams = self._through(tape, (first, second), f_kwargs, g_kwargs)
         return tape.joined(*streams) if isinstance(x, Tensor) else streams

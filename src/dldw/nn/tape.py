@@ -124,7 +124,8 @@ class Tape:
             )
 
     def _require_handed_on(self, at: int, x1: Tensor, x2: Tensor) -> None:
-        if not self.checkpoint and self._handed.get(at - 1, given := _fingerprint(x1, x2)) != given:
+        handed = None if self.checkpoint else self._handed.get(at - 1)
+        if handed is not None and _fingerprint(x1, x2) != handed:
             raise DldwError(
                 f"the input of block {at} of a reversible chain is not the output of block {at - 1}: a forward hook changed "
                 "it, so it could not be recomputed. Put the change between two chains, or set backward='checkpoint'."

@@ -5,7 +5,7 @@ alternate and are divided by those of plain autograd step by step; memory is the
 their gradients.
 
     pip install --no-deps memcnn revlib revtorch reformer-pytorch && pip install einops axial-positional-embedding \
-        product-key-memory local-attention colt5-attention hyper-connections torch-einops-utils   # what is missing is left out
+        product-key-memory local-attention colt5-attention hyper-connections torch-einops-utils   # missing ones are left out
     python benchmarks/reversible.py [--threads 1] [--repeats 15] [--depths 8 16 32 64] [--out FILE]
 """
 

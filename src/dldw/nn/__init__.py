@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dldw.nn.reversible import ReversibleBlock as ReversibleBlock
     from dldw.nn.reversible import ReversibleSequential as ReversibleSequential
+    from dldw.nn.revnet import RevNet as RevNet
+    from dldw.nn.revnet import revnet as revnet
 
 _HOMES = {
     "ReversibleBlock": "dldw.nn.reversible",
     "ReversibleSequential": "dldw.nn.reversible",
+    "RevNet": "dldw.nn.revnet",
+    "revnet": "dldw.nn.revnet",
 }
 __all__ = [*_HOMES]
 

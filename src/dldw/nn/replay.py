@@ -130,6 +130,11 @@ def require_known(out: Tensor, known: Sequence[Tensor], module: nn.Module) -> No
             )
 
 
+def autocast_enabled(device: str) -> bool:
+    """Whether autocast is on for this type of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _set_training(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
     for module, mode in zip(modules, modes, strict=True):
         if module.training != mode:

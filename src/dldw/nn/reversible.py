@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dldw.errors import DldwError
+from dldw.nn.replay import autocast_enabled
 from dldw.nn.tape import Streams, Tape
 
 Backward = Literal["reversible", "checkpoint", "plain"]
@@ -61,9 +62,7 @@ class Invertible(nn.Module):
 
     def _run(self, x: Tensor | Streams, f_kwargs: Kwargs | None, g_kwargs: Kwargs | None) -> Any:
         first, second = self._streams(x)
-        if torch.is_autocast_enabled(
-            first.device.type
-        ):  # low precision is for the branches; sums would lose what they add
+        if autocast_enabled(first.device.type):  # low precision is for the branches: sums would lose what they add
             first, second = (s.float() if s.dtype in (torch.float16, torch.bfloat16) else s for s in (first, second))
         tape = Tape(
             len(self.chain()), checkpoint=self.backward == "checkpoint", plain=self.backward == "plain",

@@ -65,7 +65,7 @@ class Tape:
         g_kwargs: Mapping[str, Any],
     ) -> Streams:
         """The output of the block at place ``at``."""
-        if self._graph and at <= self._end and not torch._C._are_functorch_transforms_active():
+        if self._graph and at <= self._end and not (x1.is_meta or torch._C._are_functorch_transforms_active()):
             f, g = Replay(block.f, f_kwargs), Replay(block.g, g_kwargs)
             if any(t.requires_grad for t in (x1, x2, *f.tensors, *g.tensors)):
                 self._require_handed_on(at, x1, x2)

@@ -6,12 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dldw.nn.convert import Conversion as Conversion
+    from dldw.nn.convert import convert as convert
     from dldw.nn.reversible import ReversibleBlock as ReversibleBlock
     from dldw.nn.reversible import ReversibleSequential as ReversibleSequential
     from dldw.nn.revnet import RevNet as RevNet
     from dldw.nn.revnet import revnet as revnet
 
 _HOMES = {
+    "Conversion": "dldw.nn.convert",
+    "convert": "dldw.nn.convert",
     "ReversibleBlock": "dldw.nn.reversible",
     "ReversibleSequential": "dldw.nn.reversible",
     "RevNet": "dldw.nn.revnet",

@@ -106,9 +106,10 @@ def main() -> None:
             | {"loss_after_finetuning": loss(tuned, held, arguments.length)}
         )  # fmt: skip
         r, plain = rows[-1], rows[0]
+        after, share = r["loss_after_finetuning"], peak / plain["peak_bytes"]
         print(
-            f"{method:10s} gamma {gamma:6.4f}  logits moved {moved:7.2%}  "
-            f"loss {start:.4f} -> {r['loss_after_finetuning']:.4f}  peak {peak / 2**20:8.1f} MiB ({peak / plain['peak_bytes']:.2f})  step {seconds / plain['seconds']:.2f} × plain"
+            f"{method:10s} gamma {gamma:6.4f}  logits moved {moved:7.2%}  loss {start:.4f} -> {after:.4f}  "
+            f"peak {peak / 2**20:8.1f} MiB ({share:.2f})  step {seconds / plain['seconds']:.2f} × plain"
         )
     if arguments.out:
         machine = {"processor": platform.machine(), "threads": arguments.threads, "torch": torch.__version__}

@@ -68,11 +68,11 @@ def convert(
     bdia:    x_{k+1} = gamma x_{k−1} + (1 − gamma) x_k + (1 + gamma) h_k(x_k);  output x_N − gamma/(1+gamma) (x_N − x_{N−1})
     dr2net:  x_{k+1} = gamma x_{k−1} + F_k(x_k)
 
-    Both give x_{k−1} back from the next two. The first adds every h_k in full: the output is x_0 + Σ h_k, as in the pretrained
-    model, with each h_k taken at a point that is off by gamma/(1+gamma) of the last step. The second adds a share of the stream
-    itself, and moves the outputs of a trained GPT-2 about thirty times as far (``benchmarks/convert.py``). As gamma is a power
-    of two and streams are kept on a grid in float64, the inverse is exact to the last bit for about 20 layers at gamma 1/4;
-    deeper models store the streams that often (``anchor_every``).
+    Both give x_{k−1} back from the next two. The first adds every h_k in full: the output is x_0 + Σ h_k, as in the
+    pretrained model, with each h_k taken at a point that is off by gamma/(1+gamma) of the last step. The second adds a share
+    of the stream itself, and moves the outputs of a trained model many times as far (``benchmarks/convert.py`` measures it).
+    As gamma is a power of two and streams are kept on a grid in float64, the inverse is exact to the last bit for about 20
+    layers at gamma 1/4; deeper models store the streams that often (``anchor_every``).
 
     Names of weights stay as they are, so checkpoints fit before and after. In training, a cache of keys and values that was
     made for the pass is left out. Hidden states that hooks collect inside carry no gradient.
@@ -166,6 +166,9 @@ class ReversibleLayers(nn.ModuleList):
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter([self])
+
+    def __repr__(self) -> str:
+        return nn.Module.__repr__(self)
 
     def __getitem__(self, at: Any) -> Any:
         return [self] if isinstance(at, slice) else super().__getitem__(at)

@@ -214,6 +214,7 @@ def test_every_kind_of_record_has_its_chart(results: Any) -> None:
         "target",
         "cost",
         "memory",
+        "depth",
         "cosine",
         "quotient",
         "growth",
@@ -224,6 +225,7 @@ def test_every_kind_of_record_has_its_chart(results: Any) -> None:
     assert len(CHARTS) == len(drawn)
     for kind, gone in (
         ("cost", {"cost", "memory"}),
+        ("depth", {"depth"}),
         ("estimate", {"cosine"}),
         ("bias", {"quotient"}),
         ("landscape", {"landscape"}),

@@ -334,19 +334,21 @@ def drift(makers: dict[str, Callable[[Pairs], nn.Module]], depth: int, rows: int
     torch.manual_seed(0)
     pairs = [(branch(width, 4 * width), branch(width, 4 * width)) for _ in range(depth)]
     x = torch.randn(1, rows, 2 * width)
-    exact = flat(Plain(copy.deepcopy(pairs)).double(), x.double())
-    errors = {name: flat(make(copy.deepcopy(pairs)), x).double() for name, make in makers.items()}
+    exact = gradient(Plain, copy.deepcopy(pairs), x, torch.float64)
     return [
         {"depth": depth, "name": name, "error": float((found - exact).norm() / exact.norm())}
-        for name, found in errors.items()
-    ]  # fmt: skip
+        for name, make in makers.items()
+        for found in [gradient(make, copy.deepcopy(pairs), x, torch.float32)]
+    ]
 
 
-def flat(module: nn.Module, x: Tensor) -> Tensor:
-    x = x.clone().requires_grad_()
-    module(x * 1).square().mean().backward()
-    gradients = {name.replace(".net.", "."): p.grad for name, p in module.named_parameters()}
-    return torch.cat([x.grad.flatten(), *(g.flatten() for g in gradients.values())])
+def gradient(make: Callable[[Pairs], nn.Module], pairs: Pairs, x: Tensor, dtype: torch.dtype) -> Tensor:
+    branches = [branch.to(dtype) for pair in pairs for branch in pair]
+    x = x.to(dtype, copy=True).requires_grad_()
+    make(pairs)(x * 1).square().mean().backward()
+    return torch.cat(
+        [x.grad.flatten(), *(p.grad.flatten() for branch in branches for p in branch.parameters())]
+    ).double()
 
 
 def main() -> None:

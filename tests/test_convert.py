@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,6 +249,21 @@ def test_a_cache_that_holds_something_is_refused_in_training():
         cache = model(**inputs, use_cache=True).cache
     with pytest.raises(DldwError, match=r"cache that holds keys and values already.*use_cache=False"):
         model(**inputs, cache=cache)
+
+
+def test_the_example_fine_tunes_and_prints_the_memory_saved():
+    root = Path(__file__).parents[1]
+    few = ["--pretrain", "1", "--steps", "1", "--length", "64", "--batch", "4", "--layers", "6"]
+    done = subprocess.run(
+        [sys.executable, root / "examples" / "finetune_reversible.py", *few],
+        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(root / "src")},
+    )  # fmt: skip
+    assert "6 layers at transformer.h are reversible (bdia, gamma 0.25" in done.stdout
+    saved = re.search(r"peaks at (\d+) MiB; with plain autograd at (\d+) MiB: (\d+)% saved", done.stdout)
+    lean, before, share = map(int, saved.groups())
+    assert lean < before
+    assert abs(share - 100 * (1 - lean / before)) < 5
+    assert re.search(r"before the conversion, \d\.\d+ after it, \d\.\d+ after fine-tuning", done.stdout)
 
 
 # Refusals

@@ -14,6 +14,7 @@ from torch import distributed as dist
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import dldw
 from dldw.compare.budget import parse_budget
@@ -523,6 +524,18 @@ def test_checkpoints_around_a_chain_or_its_blocks_go_through():
     for block in module:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     assert same(gradients(module, x, lambda: module(x)), expected)
+
+
+def test_operations_are_counted_with_the_second_computation_of_the_branches():
+    module, x = chain(dtype=torch.float32), inputs(dtype=torch.float32)
+
+    def operations(mode: str) -> int:
+        module.backward = mode
+        with FlopCounterMode(display=False) as counter:
+            module(x).sum().backward()
+        return counter.get_total_flops()
+
+    assert operations("reversible") * 3 == operations("plain") * 4
 
 
 def test_copies_and_state_dicts_are_the_same_module():

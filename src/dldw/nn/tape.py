@@ -224,8 +224,8 @@ class _Again:
         if not known:
             require_known(self._out, self._inputs, self._module)
         out, self._out = self._out, self._out.detach()
-        found = iter(torch.autograd.grad(out, wanted, gradient.to(out.dtype), allow_unused=True))
-        first, *rest = [next(found) if t.requires_grad else None for t in self._inputs]
+        torch.autograd.backward((out,), (gradient.to(out.dtype),), inputs=wanted)
+        first, *rest = [t.grad for t in self._inputs]
         return first, rest
 
 

@@ -96,6 +96,10 @@ def test_outputs_and_gradients_are_those_of_the_sums_by_hand(mode, keep_last, de
     assert agrees(module)
 
 
+def test_at_64_blocks_in_float64_gradients_are_equal_to_1e_10():
+    assert agrees(chain(depth=64))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_block_alone_does_what_a_chain_of_one_does(mode):
     block = ReversibleBlock(Branch(), Branch(), backward=mode).double()

@@ -28,7 +28,7 @@ class Deep(Digits):
     wider = None
     methods: ClassVar[tuple[str, ...]] = ("backprop", "backprop[checkpoint=true]", "backprop[reversible=true]")
     depths: ClassVar[tuple[int, ...]] = (8, 16, 32, 64, 128)
-    blocks, deep_width, deep_rows = 8, 128, 1024
+    blocks, deep_width, deep_rows = 8, 128, 2048
 
     def network(self, width: int) -> nn.Module:
         return _network(width, self.blocks)

@@ -89,7 +89,7 @@ def test_a_task_file_has_at_most_80_lines(task: Task) -> None:
 
 def test_shipped_settings_exist_for_every_method_and_lie_in_its_space(task: Task) -> None:
     shipped = tuned(task.name)
-    few = ("error-rate", "int8-digits", "separable", "rbm-digits", "two-bars")
+    few = ("error-rate", "int8-digits", "separable", "rbm-digits", "two-bars", "deep")
     partly = task.interactions is not None or task.name in few
     for name in METHODS:
         if unable(task, parse(name)):

@@ -1,4 +1,4 @@
-"""Modules that bring a way of learning of their own, each imported on first use."""
+"""Modules with a way of learning, or of being differentiated, of their own; each is imported on first use."""
 
 from __future__ import annotations
 
@@ -8,17 +8,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dldw.nn.belief import DeepBeliefNetwork as DeepBeliefNetwork
     from dldw.nn.belief import stack as stack
+    from dldw.nn.convert import Conversion as Conversion
+    from dldw.nn.convert import convert as convert
     from dldw.nn.rbm import RBM as RBM
+    from dldw.nn.reversible import ReversibleBlock as ReversibleBlock
+    from dldw.nn.reversible import ReversibleSequential as ReversibleSequential
+    from dldw.nn.revnet import RevNet as RevNet
+    from dldw.nn.revnet import revnet as revnet
 
 _HOMES = {
     "DeepBeliefNetwork": "dldw.nn.belief",
     "stack": "dldw.nn.belief",
+    "Conversion": "dldw.nn.convert",
+    "convert": "dldw.nn.convert",
     "RBM": "dldw.nn.rbm",
+    "ReversibleBlock": "dldw.nn.reversible",
+    "ReversibleSequential": "dldw.nn.reversible",
+    "RevNet": "dldw.nn.revnet",
+    "revnet": "dldw.nn.revnet",
 }
 __all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:
+    """Imports a public name on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module 'dldw.nn' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)

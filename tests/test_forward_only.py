@@ -248,6 +248,21 @@ def test_frozen_and_tied_weights_come_back_as_they_are(tmp_path):
     assert equal(replayed, weights(model))
 
 
+def test_every_name_of_a_tied_weight_is_replayed(tmp_path):
+    def make():
+        model = network()
+        model[2].weight = nn.Parameter(torch.ones(3, 8, dtype=torch.float64))
+        model.add_module("again", model[2])
+        return model
+
+    model = make()
+    learner = dldw.ForwardOnly(model, dldw.MeZO(lambda m, b: m[:3](b[0]).square().sum(1)), 0.02, log=tmp_path / "log")
+    learner.step(next(batches(1)))
+    replayed = dldw.replay(make(), tmp_path / "log")
+    assert equal(replayed, model.state_dict())
+    assert replayed["again.weight"] is replayed["2.weight"]
+
+
 def test_ten_thousand_steps_are_less_than_a_megabyte(tmp_path):
     learner = dldw.ForwardOnly(network(), mezo(), 1e-6, log=tmp_path / "log")
     head = (tmp_path / "log").stat().st_size

@@ -9,6 +9,7 @@ from dldw import nn as nn
 
 if TYPE_CHECKING:
     from dldw import nn as nn
+    from dldw import optim as optim
     from dldw.card import Card as Card
     from dldw.directional import Directional as Directional
     from dldw.errors import AccumulationError as AccumulationError
@@ -110,7 +111,7 @@ _HOMES = {
     "SVRG": "dldw.sources.svrg",
     "WeightPerturbation": "dldw.sources.weight_perturbation",
 }
-_ROOMS = ("nn",)
+_ROOMS = ("nn", "optim")
 __all__ = [*_HOMES, *_ROOMS, "__version__"]
 
 

@@ -92,13 +92,21 @@ class RunLog:
         key: Of a new run.
         model: It holds the weights that the run begins with, or began with.
         ranks: Processes that share the log: rank 0 writes it, and all read it when they begin.
+        taken: Steps after which the model comes: its weights are then not those that the run began with.
 
     Raises:
         DldwError: The file is no such log; it belongs to another run (the text has the difference); it cannot be written.
     """
 
     def __init__(
-        self, path: Path, described: Mapping[str, Any], key: Key, model: nn.Module, ranks: Ranks | None = None
+        self,
+        path: Path,
+        described: Mapping[str, Any],
+        key: Key,
+        model: nn.Module,
+        ranks: Ranks | None = None,
+        *,
+        taken: int = 0,
     ) -> None:
         self.path, self._writes = path, ranks is None or ranks.rank == 0
         if not self._writes and ranks is not None:
@@ -129,7 +137,7 @@ class RunLog:
             different = [
                 f"{name} there {known.get(name)!r}, here {value!r}"
                 for name, value in head.items()
-                if name not in ("key", "torch") and known.get(name) != value
+                if name not in ("key", "torch", *["digest"] * bool(taken)) and known.get(name) != value
             ]
             if different:
                 raise DldwError(

@@ -104,8 +104,8 @@ class ForwardOnly:
         if self._ranks is not None:
             self.key = self._ranks.first(self.key)
         self._recent = momentum if isinstance(momentum, RecentMomentum) else None
-        described = describe(source, momentum, weight_decay, rounding)
-        self._log = None if log is None else RunLog(Path(log), described, self.key, model, self._ranks)
+        self._described = describe(source, momentum, weight_decay, rounding)
+        self._log = None if log is None else RunLog(Path(log), self._described, self.key, model, self._ranks)
         if self._log is not None:
             self.key = self._log.key
         kept = 0.0 if isinstance(momentum, RecentMomentum) else momentum
@@ -134,6 +134,23 @@ class ForwardOnly:
         """Takes a step that was taken before, from its record."""
         self._take(step, self._again(step, 1.0))
 
+    def log_to(self, path: str | Path) -> None:
+        """Writes the run to a file from here on, after ``load_run_state`` and with the weights that belong to it.
+
+        Args:
+            path: A new file, if no step has been taken; else the log of this run, which is cut where the run now is.
+
+        Raises:
+            DldwError: The log is missing or belongs to another run.
+        """
+        if self.steps and not Path(path).exists():
+            raise DldwError(
+                f"the run goes on after {self.steps} steps, but its log {path} is not there, and without its beginning the "
+                "weights could not be replayed. Put it back, or write no log."
+            )
+        self._log = RunLog(Path(path), self._described, self.key, self.model, self._ranks, taken=self.steps)
+        self._log.cut(self.key, self.steps)
+
     def _take(self, step: Step, parts: Iterator[tuple[Drawn, list[float]]]) -> None:
         recent, last = self._recent, self._last
         if recent is not None:
@@ -154,8 +171,11 @@ class ForwardOnly:
 
     def state_dict(self) -> dict[str, Any]:
         """The states of model and update, the key, and the number of steps."""
+        return {"model": self.model.state_dict(), **self.run_state()}
+
+    def run_state(self) -> dict[str, Any]:
+        """The state without the model, for trainers that save that themselves: numbers, and the buffers of the update."""
         return {
-            "model": self.model.state_dict(),
             "update": self._update.state_dict(),
             "key": list(self.key),
             "steps": self.steps,
@@ -164,10 +184,14 @@ class ForwardOnly:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` gave; a log is cut where the state was saved."""
-        key: tuple[int, int] = tuple(state["key"])
         if self._log is not None:
-            self._log.cut(key, state["steps"])
+            self._log.cut(tuple(state["key"]), state["steps"])
         self.model.load_state_dict(state["model"])
+        self.load_run_state(state)
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        """Restores what ``run_state`` gave; a log is then to be given anew, see ``log_to``."""
+        key: tuple[int, int] = tuple(state["key"])
         self._update.load_state_dict(state["update"])
         self._update.key = self.key = key
         self.steps, self._last = state["steps"], [Step.of(record) for record in state["last"]]
@@ -215,7 +239,13 @@ def replay(
     learner.load_state_dict({**learner.state_dict(), "key": head["key"]})
     for step in steps:
         learner.repeat(step)
-    return {**known, **{name: p.detach() for name, p in zip(trained, model, strict=True)}}
+    replayed: dict[Any, Tensor] = {_place(known[name]): p.detach() for name, p in zip(trained, model, strict=True)}
+    return {name: replayed.get(_place(t), t) for name, t in known.items()}
+
+
+def _place(t: Tensor) -> tuple[Any, ...]:
+    """Where a tensor lies: a tied weight has several names, and all of them are to be replaced."""
+    return t.data_ptr(), t.shape, t.device, t.numel() or id(t)
 
 
 def _loaded(base: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:

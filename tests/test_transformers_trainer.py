@@ -66,7 +66,7 @@ def test_one_line_differs_and_the_model_learns(tmp_path):
 
 
 def test_the_update_is_that_of_the_learner_at_the_rates_of_the_schedule(tmp_path):
-    """The oracle: dldw.ForwardOnly on the batches that a plain Trainer draws, whose loss is divided by the labels it counts."""
+    """The oracle: dldw.ForwardOnly on the batches of a plain Trainer, the loss divided by the labels it counts."""
     ours, theirs = network(dropout=0.0), network(dropout=0.0)
     source = partial(dldw.MeZO, generator=seeded(2))
     more = {"lr_scheduler_type": "linear", "weight_decay": 0.1}

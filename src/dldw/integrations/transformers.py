@@ -107,7 +107,7 @@ class ForwardOnlyTrainer(Trainer):
             )
             self._learning = self.optimizer = Learning(learner, Weights.of(trained).tensors)
             self._logged = False
-        return cast(torch.optim.Optimizer, self.optimizer)
+        return self.optimizer
 
     def train(self, resume_from_checkpoint: Any = None, *rest: Any, **named: Any) -> Any:
         """See ``Trainer.train``."""
@@ -185,6 +185,6 @@ def _require_one_device(args: Any) -> None:
     for name, asked in (("deepspeed", args.deepspeed), ("fsdp", args.fsdp), ("n_gpu > 1", args.n_gpu > 1)):
         if asked:
             raise DldwError(
-                f"{name} was asked for, which spreads the model over devices, and a step needs all of it in one place. Run on "
+                f"{name} was asked for, which spreads the model over devices, and a step needs all of it in one. Run on "
                 "one device (CUDA_VISIBLE_DEVICES=0), or several processes with a whole model in each (torchrun)."
             )

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dldw.card import Card as Card
+    from dldw.checking import CheckResult as CheckResult
+    from dldw.checking import check as check
+    from dldw.checking import check_function as check_function
     from dldw.directional import Directional as Directional
     from dldw.errors import AccumulationError as AccumulationError
     from dldw.errors import DldwError as DldwError
@@ -40,6 +43,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Card": "dldw.card",
+    "CheckResult": "dldw.checking",
+    "check": "dldw.checking",
+    "check_function": "dldw.checking",
     "Directional": "dldw.directional",
     "AccumulationError": "dldw.errors",
     "DldwError": "dldw.errors",
@@ -69,11 +75,14 @@ _HOMES = {
     "SPSA": "dldw.sources.spsa",
     "WeightPerturbation": "dldw.sources.weight_perturbation",
 }
+_MODULES = ("testing",)
 __all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name on first use, so that ``dldw --help`` need not wait for torch."""
+    if name in _MODULES:
+        return import_module(f"dldw.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'dldw' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)

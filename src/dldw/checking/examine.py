@@ -1,0 +1,294 @@
+"""The course of a check: the claim, the quotients, the verdict, and where it is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dldw.checking.judge import Judgement, judge
+from dldw.checking.locate import locate, part_of
+from dldw.checking.problem import BackwardError, Claim, Gradient, Problem
+from dldw.checking.quotient import Direction, Losses, Quotient
+from dldw.checking.result import CheckResult, Part, Verdict
+from dldw.errors import DldwError
+
+FORWARDS = 40
+"""Forward passes after which a check that has found nothing wrong ends."""
+
+FIRST = 16
+"""How many of them the first direction may take, along which the step is found."""
+
+GOOD = 1e-7
+"""The relative error of a quotient at which no better step is looked for."""
+
+
+NEGLIGIBLE = 1e-6
+"""The relative error of a gradient up to which it is right: methods that leave out terms of this size mean to."""
+
+
+def examine(problem: Problem, *, directions: int, seed: int) -> CheckResult:
+    """Checks the claim of ``problem``; the model, its gradients and the global random state are left as they were.
+
+    Raises:
+        DldwError: ``directions`` is less than one, or the loss cannot be evaluated.
+    """
+    if directions < 1:
+        raise DldwError(f"directions must be at least 1, got {directions}: without one there is nothing to compare.")
+    device = problem.weights.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        return _Examination(problem, directions, seed).run()
+
+
+@dataclass
+class _Measured:
+    """The slopes of one problem along some directions."""
+
+    problem: Problem
+    losses: Losses
+    directions: list[Direction]
+    quotients: list[Quotient]
+
+    def judge(self, claim: Claim) -> Judgement:
+        slopes = [claim.along(direction) for direction in self.directions]
+        eps = max((torch.finfo(t.dtype).eps for t in claim.tensors or () if t is not None), default=0.0)
+        limit = 1e-4 if self.losses.eps < 1e-12 else 1e-2
+        return judge(self.quotients, slopes, floor=max(64 * eps, NEGLIGIBLE), limit=limit)
+
+    @property
+    def step(self) -> float:
+        return self.quotients[-1].step
+
+
+class _Examination:
+    """One check.
+
+    Args:
+        problem: What is checked.
+        directions: How many directions.
+        seed: What they are drawn from.
+    """
+
+    def __init__(self, problem: Problem, directions: int, seed: int) -> None:
+        self.problem, self.directions, self.seed = problem, directions, seed
+        self.notes: list[str] = []
+
+    def run(self) -> CheckResult:
+        try:
+            claim = self.problem.claim()
+        except BackwardError as error:
+            return self.result("wrong", f"the backward pass itself raises: {error}")
+        losses, problem = self.in_float64()
+        if not math.isfinite(losses.here):
+            return self.result("cannot tell", f"the loss is {losses.here} at the given weights, so it has no slope.")
+        same = self.same_loss(claim, losses)
+        if not same and not self.repeats(losses):
+            return self.not_deterministic(losses)
+        measured = self.measure(problem, losses)
+        found = measured.judge(claim)
+        if found.verdict != "right" and problem is not self.problem:
+            narrow, claim = claim, problem.claim()
+            found = measured.judge(claim)
+            if found.verdict == "right":
+                found = self.rounded(found, narrow, claim, same)
+                if found.verdict == "wrong":
+                    return self.wrong_in_narrow(found, narrow, claim)
+        if found.verdict == "cannot tell" and not found.flat:
+            if not self.repeats(losses):
+                return self.not_deterministic(losses)
+            measured, claim, found = self.beside(measured, claim, found)
+        return self.conclude(measured, claim, found)
+
+    def in_float64(self) -> tuple[Losses, Problem]:
+        """The problem in float64, itself or a copy, and its losses; as it is where it cannot be copied and converted."""
+        problem = self.problem
+        if any(p.dtype != torch.float64 for p in problem.weights.tensors):
+            try:
+                wide = problem.copied()
+                return Losses(wide.objective), wide
+            except Exception as error:  # whatever a model raises that cannot be copied or converted
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                dtype = _dtype(problem)
+                self.notes.append(f"evaluated in {dtype}, as there can be no copy in float64: {reason}")
+                problem.objective.rewind()
+        return Losses(problem.objective), problem
+
+    def same_loss(self, claim: Claim, losses: Losses) -> bool:
+        """Whether the claim's forward pass gave the loss that the quotients start from."""
+        first = claim.loss if isinstance(claim, Gradient) else None
+        eps = max(torch.finfo(p.dtype).eps for p in self.problem.weights.tensors)
+        return first is not None and math.isclose(first, losses.here, rel_tol=4 * math.sqrt(max(eps, losses.eps)))
+
+    def repeats(self, losses: Losses) -> bool:
+        return losses.at(losses.objective.weights.tensors) == losses.here
+
+    def measure(self, problem: Problem, losses: Losses, last: int = FORWARDS) -> _Measured:
+        generator = torch.Generator(problem.weights.device).manual_seed(self.seed)
+        measured = _Measured(problem, losses, [], [])
+        step = losses.first_step
+        for i in range(self.directions):
+            left = last - problem.spent.forwards
+            if left < 4 and i:
+                self.notes.append(f"{i} directions were taken: more do not fit into {FORWARDS} forward passes.")
+                break
+            spare = FIRST if i == 0 else left - 4 * (self.directions - 1 - i)
+            direction = Direction(problem.weights, dict.fromkeys(problem.chosen), generator)
+            quotient = losses.search(direction, step, good=GOOD, forwards=max(4, min(left, spare)))
+            if math.isfinite(quotient.error):
+                step = quotient.step
+            measured.directions.append(direction)
+            measured.quotients.append(quotient)
+            if quotient.jump > 1e-3 * abs(quotient.value):  # on a kink: the rest is better spent beside it
+                break
+        return measured
+
+    def rounded(self, found: Judgement, narrow: Claim, claim: Claim, same: bool) -> Judgement:
+        """What to think of a gradient in low precision whose formula is right in float64."""
+        if narrow.tensors is None or claim.tensors is None:
+            return found
+        off, tolerance = _distance(narrow.tensors, claim.tensors), _tolerance(narrow.tensors)
+        dtype = _dtype(self.problem)
+        if off <= tolerance:
+            self.notes.append(f"the gradient in {dtype} is {off:.1g} from that in float64, which rounding explains.")
+        elif same:
+            return replace(found, verdict="wrong", error=off)
+        else:
+            self.notes.append(
+                f"checked in float64 alone: the loss in {dtype} is another one (random numbers depend on the dtype)."
+            )
+        return found
+
+    def wrong_in_narrow(self, found: Judgement, narrow: Claim, claim: Claim) -> CheckResult:
+        parts = []
+        for i, (n, w) in enumerate(zip(narrow.tensors or (), claim.tensors or (), strict=True)):
+            off = _distance([n], [w])
+            parts.append(self.part(i, narrow, "wrong" if off > _tolerance([n]) else "right", error=off))
+        dtype = _dtype(self.problem)
+        return self.result(
+            "wrong",
+            f"in float64 the gradient is right, but in {dtype} it is {_percent(found.error)} off, which is more than rounding.",
+            found,
+            parts,
+        )
+
+    def beside(self, measured: _Measured, claim: Claim, found: Judgement) -> tuple[_Measured, Claim, Judgement]:
+        """The same beside the given weights, where that tells more."""
+        problem = measured.problem
+        if any(p.dtype != torch.float64 for p in problem.weights.tensors):
+            return measured, claim, found
+        begun = problem.spent.forwards
+        try:
+            copy = problem.copied(moved=measured.losses.scale / 100, seed=self.seed)
+            losses, other = Losses(copy.objective), copy.claim()
+        except Exception:  # whatever a model raises that cannot be copied
+            return measured, claim, found
+        moved = self.measure(copy, losses, max(FORWARDS, begun + FIRST + 2))
+        again = moved.judge(other)
+        if again.verdict == "cannot tell":
+            return measured, claim, found
+        why = "they stand on a kink of the loss" if found.kinked else "its slope is lost in rounding"
+        self.notes.append(
+            f"at the weights themselves there is no telling ({why}), so a copy was checked whose weights are moved by one "
+            "per cent at random."
+        )
+        return moved, other, again
+
+    def conclude(self, measured: _Measured, claim: Claim, found: Judgement) -> CheckResult:
+        count = len(measured.quotients)
+        along = f"{count} random direction{'s' if count > 1 else ''}"
+        chosen = self.problem.chosen
+        if found.verdict == "right":
+            silent = [self.problem.names[i] for i in chosen if claim.tensors is not None and _zero(claim.tensors[i])]
+            if silent:
+                self.notes.append(f"the gradient of {', '.join(silent)} is zero at these weights, and the loss agrees.")
+            parts = [self.part(i, claim, "right") for i in chosen]
+            reason = f"the slopes of the loss along {along} agree with the gradient to {found.error:.1g} of them."
+            return self.result("right", reason, found, parts)
+        if found.verdict == "cannot tell":
+            return self.result("cannot tell", self.why(measured, found), found)
+        parts, causes = locate(measured.problem, measured.losses, claim, measured.step, self.seed)
+        wrong = sum(part.verdict == "wrong" for part in parts)
+        where = f"{wrong} of {len(parts)} tensors wrong" if wrong else "where, is not clear"
+        differ = f"differ from the gradient's by up to {_percent(found.error)}"
+        if not math.isfinite(found.error):
+            differ = "are zero and the gradient's are not"
+        reason = f"the slopes of the loss along {along} {differ}: {where}."
+        return self.result("wrong", reason, found, parts, causes)
+
+    def why(self, measured: _Measured, found: Judgement) -> str:
+        """Why there is no telling."""
+        if found.flat:
+            return (
+                "the gradient is zero and the loss is the same along every direction: at these weights there is nothing to "
+                "compare. Check it at other weights, or after some steps of training."
+            )
+        best = f"the quotients are good to {found.resolution / 4:.1g} of the slope only"
+        if not math.isfinite(found.resolution):
+            return f"{best}: the loss is NaN or infinite beside the given weights."
+        if found.kinked:
+            return (
+                f"{best}: the loss has kinks (ReLU, max-pooling, hinge) or noise around these weights at every step length. "
+                "Check a smooth version of it, or fewer examples."
+            )
+        if measured.losses.eps > 1e-12:
+            return (
+                f"{best}: the loss is computed in low precision (machine epsilon {measured.losses.eps:.0e}). "
+                "Let the model, the loss and what they capture work in float64 too."
+            )
+        return f"{best}: the slope is small beside the loss itself ({measured.losses.here:.3g}), whose rounding hides it."
+
+    def not_deterministic(self, losses: Losses) -> CheckResult:
+        again = losses.at(losses.objective.weights.tensors)
+        return self.result(
+            "cannot tell",
+            f"the loss is not deterministic: at the same weights it was {losses.here:.17g} and {again:.17g}, although every "
+            "evaluation starts from the same state of torch's random numbers. Draw from torch's global generator, or from one "
+            "that the loss seeds itself.",
+        )
+
+    def part(self, i: int, claim: Claim, verdict: Verdict, *, error: float | None = None) -> Part:
+        return part_of(self.problem, claim, i, verdict, error=error)
+
+    def result(
+        self,
+        verdict: Verdict,
+        reason: str,
+        found: Judgement | None = None,
+        parts: Sequence[Part] = (),
+        causes: Sequence[str] = (),
+    ) -> CheckResult:
+        spent = self.problem.spent
+        return CheckResult(
+            verdict, reason, found and found.error, found and found.resolution, tuple(parts), spent.forwards,
+            spent.backwards, tuple(causes), tuple(dict.fromkeys(self.notes)),
+        )  # fmt: skip
+
+
+def _dtype(problem: Problem) -> str:
+    return " and ".join(sorted({str(p.dtype).removeprefix("torch.") for p in problem.weights.tensors}))
+
+
+def _zero(tensor: Tensor | None) -> bool:
+    return tensor is None or not bool(tensor.any())
+
+
+def _distance(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> float:
+    """|a - b| / |b|; a missing tensor counts as zero."""
+    squares = [0.0, 0.0]
+    for x, y in zip(a, b, strict=True):
+        wide = [t.double() if t is not None else 0.0 for t in (x, y)]
+        squares[0] += float(torch.as_tensor(wide[0] - wide[1]).square().sum())
+        squares[1] += float(torch.as_tensor(wide[1]).square().sum())
+    return math.sqrt(squares[0] / squares[1]) if squares[1] else (math.inf if squares[0] else 0.0)
+
+
+def _tolerance(tensors: Sequence[Tensor | None]) -> float:
+    """How far rounding may take a gradient in the coarsest dtype of ``tensors``."""
+    return 4 * math.sqrt(max((torch.finfo(t.dtype).eps for t in tensors if t is not None), default=0.0))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

@@ -390,12 +390,12 @@ def attention_softmax_without_coupling(g, out, x, q, k, v):
 
 
 def conv_kernel_flipped(g, out, x, w, b):
-    gx, gw, gb = derived(conv)(g, out, x, w, b)
+    _, gw, gb = derived(conv)(g, out, x, w, b)
     return F.conv_transpose2d(g, w.flip(-1, -2), padding=1), gw, gb
 
 
 def conv_bias_of_first_example(g, out, x, w, b):
-    gx, gw, gb = derived(conv)(g, out, x, w, b)
+    gx, gw, _ = derived(conv)(g, out, x, w, b)
     return gx, gw, g[0].sum((1, 2))
 
 
@@ -552,7 +552,9 @@ def _whole_models() -> list[Case]:
         pair("residual branch detached", Residual, Tensor.detach, same, batch),
         pair("residual branch by .data", Residual, lambda x: x.data, same, batch),
         pair("residual branch without a graph", Residual, without_graph, same, batch),
-        pair("residual branch through NumPy", Residual, lambda x: torch.from_numpy(x.detach().numpy() * 1), same, batch),
+        pair(
+            "residual branch through NumPy", Residual, lambda x: torch.from_numpy(x.detach().numpy() * 1), same, batch
+        ),
         pair("residual branch accumulated twice", Residual, twice, same, batch),
         pair("shared weight counted once", Language, Tensor.detach, same, tokens),
         pair("stale gradient added", Remembering, True, False, batch),
@@ -607,7 +609,7 @@ class Two(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         values, _ = (self.a(x), self.b(x))
-        best, at = values.max(1)
+        best, _ = values.max(1)
         return torch.cat([values, best[:, None]], 1)[:, :3]
 
 

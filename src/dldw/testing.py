@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from dldw.checking import CheckResult, check, check_function
 
 
@@ -30,13 +32,14 @@ def assert_gradient(subject: Any, *args: Any, **settings: Any) -> CheckResult:
         >>> from dldw.testing import assert_gradient
         >>> assert_gradient(torch.nn.Linear(3, 1), lambda m, x: m(x).square().mean(), torch.ones(5, 3)).verdict
         'right'
-        >>> assert_gradient(torch.sin, torch.cos, torch.arange(4.0)).verdict
-        Traceback (most recent call last):
-        dldw.errors.DldwError: gradient returned an array of shape [4], which could be ...
+        >>> try:
+        ...     assert_gradient(torch.sin, lambda x: -torch.cos(x), torch.arange(3.0))
+        ... except AssertionError as error:
+        ...     print(str(error).splitlines()[2])
+          x       3      1.79        wrong    2      all of it  scaled by -1: the sign is wrong
     """
-    from torch import nn
-
-    result = check(subject, *args, **settings) if isinstance(subject, nn.Module) else check_function(subject, *args, **settings)
+    compare = check if isinstance(subject, nn.Module) else check_function
+    result = compare(subject, *args, **settings)
     if not result:
         raise AssertionError(result.explain())
     return result

@@ -36,10 +36,14 @@ def looks(problem: Problem, claim: Claim, i: int, region: Region | None, probes:
         return ("missing from the graph: autograd finds no path from the loss to it, though the loss depends on it",)
     if isinstance(claim, Gradient) and g is None:
         return ("missing: the backward pass returned None for it, though the loss depends on it",)
+    if g is not None and not all(map(math.isfinite, slopes)):
+        return (f"not finite: {int((~g.isfinite()).sum())} of {g.numel()} entries are NaN or infinite",)
     if not any(slopes):
         return ("zero",)
     if not any(quotient.value for _, quotient in probes):
-        return ("not zero, though the loss does not change: a surrogate (straight-through), or terms that should cancel",)
+        return (
+            "not zero, though the loss does not change: a surrogate (straight-through), or terms that should cancel",
+        )
     if (factor := _factor(slopes, probes)) is not None:
         return (_name(factor, problem),)
     if region is None and g is not None:
@@ -105,9 +109,7 @@ def _fits(slopes: Sequence[float], probes: Sequence[Probe]) -> bool:
     return all(abs(p - q.value) <= max(DOUBT * q.error, 1e-6 * scale) for p, (_, q) in zip(slopes, probes, strict=True))
 
 
-def shared_once(
-    problem: Problem, losses: Losses, claim: Claim, i: int, probes: Sequence[Probe]
-) -> tuple[str, ...]:
+def shared_once(problem: Problem, losses: Losses, claim: Claim, i: int, probes: Sequence[Probe]) -> tuple[str, ...]:
     """Whether the gradient of a shared weight is that of one of its places alone."""
     slots = problem.weights.slots[i]
     slopes = [claim.along(direction) for direction, _ in probes]
@@ -116,6 +118,7 @@ def shared_once(
     for container, key in slots:
         alone = []
         for direction, whole in probes:
+
             def at(step: float, direction: Direction = direction, slot: Any = (container, key)) -> float:
                 kept, slot[0][slot[1]] = slot[0][slot[1]], direction.moved(step)[i]
                 try:
@@ -125,13 +128,15 @@ def shared_once(
 
             alone.append(losses.between(at, whole.step))
         if _fits(slopes, [Probe(p.direction, q) for p, q in zip(probes, alone, strict=True)]):
-            return (f"counted once: the weight is used in {len(slots)} places, and the gradient is that of one of them",)
+            return (
+                f"counted once: the weight is used in {len(slots)} places, and the gradient is that of one of them",
+            )
     return ()
 
 
 def stale(problem: Problem, claim: Claim) -> tuple[str, ...]:
     """Whether a second backward pass from the same weights gives another gradient."""
-    if not isinstance(claim, Gradient) or claim.loss is None:
+    if not isinstance(claim, Gradient) or claim.order is None:
         return ()
     try:
         again = twice(problem)

@@ -19,7 +19,10 @@ MISSED = 4.0
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict with its figures; ``kinked`` where kinks, and not rounding, are what hides the answer."""
+    """A verdict with its figures: ``error`` and ``resolution`` relative to the slopes (root mean squares).
+
+    ``kinked`` says that kinks and not rounding hide the answer, ``flat`` that the loss did not change at all.
+    """
 
     verdict: Verdict
     error: float
@@ -47,10 +50,13 @@ def judge(quotients: Sequence[Quotient], slopes: Sequence[float], *, floor: floa
     usual = median(q.error for q in finite)
     bounds = [math.inf if q.jump else max(DOUBT * max(q.error, usual), floor * scale) for q in quotients]
     misses = [abs(p - q.value) for p, q in zip(slopes, quotients, strict=True)]
+    if not all(map(math.isfinite, slopes)):
+        return Judgement("wrong", math.inf, 0.0)
     if not any(slopes) and all(q.flat for q in finite):
         return Judgement("cannot tell", 0.0, math.inf, flat=True)
     known = [(miss, bound) for miss, bound in zip(misses, bounds, strict=True) if math.isfinite(bound)]
-    error = max((miss for miss, _ in known), default=math.nan) / scale if scale else math.inf
+    rms = math.sqrt(sum(miss**2 for miss, _ in known) / len(known)) if known else math.nan
+    error = rms / scale if scale else math.inf
     if any(miss > bound for miss, bound in known):
         return Judgement("wrong", error, MISSED * min(b for _, b in known) / scale if scale else 0.0)
     clear = sorted(bound for bound in bounds if MISSED * bound <= limit * scale)

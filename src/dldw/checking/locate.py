@@ -76,7 +76,7 @@ class _Search:
         for direction, quotient in probes:
             slope = claim.along(direction)
             bound = max(DOUBT * quotient.error, FLOOR * max(abs(slope), abs(quotient.value)))
-            if abs(slope - quotient.value) > bound:
+            if not abs(slope - quotient.value) <= bound:
                 return True
         return False
 
@@ -108,19 +108,21 @@ class _Search:
         shape = self.problem.weights.tensors[i].shape
         region: list[Sequence[int] | None] = [None] * len(shape)
 
-        def within(dim: int, chosen: Sequence[int]) -> bool:
-            return self.wrong({i: (*region[:dim], chosen, *region[dim + 1 :])})
-
         for dim, length in enumerate(shape):
+            rest = region[:dim], region[dim + 1 :]
+
+            def within(chosen: Sequence[int], rest: tuple[list[Sequence[int] | None], ...] = rest) -> bool:
+                return self.wrong({i: (*rest[0], chosen, *rest[1])})
+
             if length > 1:
-                found = _bisect(range(length), lambda chosen, dim=dim: within(dim, chosen), many=MANY)
+                found = _bisect(range(length), within, many=MANY)
                 region[dim] = found if found and len(found) < length else None
         return tuple(region)
 
 
 def _bisect(items: Sequence[int], wrong: Callable[[Sequence[int]], bool], *, many: int) -> list[int] | None:
     """Those of ``items``, wrong together, that are wrong alone; None where more than ``many`` intervals are."""
-    level, found = [items], []
+    level, found = [items], list[Sequence[int]]()
     while level:
         halves = [half for group in level for half in (group[: len(group) // 2], group[len(group) // 2 :]) if half]
         level = []

@@ -138,5 +138,3 @@ def _with_inputs(model: nn.Module, loss: Loss, batch: Batch) -> tuple[_WithInput
         return loss(owner.model, tree_unflatten(values, spec))
 
     return owner, evaluated
-
-

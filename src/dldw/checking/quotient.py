@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dldw.directions import signs
 from dldw.objective import Objective
 from dldw.weights import Weights
 
@@ -57,8 +56,8 @@ class Direction:
 
 
 def _draw(p: Tensor, region: Region | None, generator: torch.Generator) -> Tensor:
-    z = signs(torch.empty(p.shape, dtype=p.dtype, device=p.device), generator)
-    z.mul_(torch.empty_like(z).uniform_(0.5, 1.5, generator=generator))
+    z = torch.empty(p.shape, dtype=p.dtype, device=p.device).uniform_(-1, 1, generator=generator)
+    z.add_(z.sign(), alpha=0.5)
     for dim, chosen in enumerate(region or ()):
         if chosen is not None:
             keep = torch.zeros(p.shape[dim], dtype=p.dtype, device=p.device)

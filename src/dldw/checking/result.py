@@ -39,7 +39,7 @@ class CheckResult:
     Attributes:
         verdict: ``right``, ``wrong`` or ``cannot tell``.
         reason: One sentence that says why.
-        error: The largest disagreement between gradient and quotients, relative to the slopes.
+        error: The disagreement between gradient and quotients, relative to the slopes (root mean squares).
         resolution: The relative size from which an error of the gradient would have shown.
         parts: Every tensor.
         forwards: Forward passes taken.
@@ -78,10 +78,12 @@ class CheckResult:
             lines.append(f"{part.name}: wrong in {part.where or 'a part that could not be narrowed down'}.")
             lines += [f"  It looks {cause}." for cause in part.causes]
             if not part.causes:
-                lines.append("  It looks like none of the known causes: compare its backward with the formula, term by term.")
+                lines.append(
+                    "  It looks like none of the known causes: compare its backward with the formula, term by term."
+                )
         if self.error is not None and math.isfinite(self.error):
             lines.append(
-                f"Largest disagreement between the gradient and the difference quotients: {self.error:.2g} of the slopes."
+                f"Gradient and difference quotients are {self.error:.2g} of the slopes apart (root mean square)."
             )
         if self.resolution is not None and 0 < self.resolution < 1:
             lines.append(f"An error of {self.resolution:.1g} of the gradient or more would have shown.")

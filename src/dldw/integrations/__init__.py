@@ -1,0 +1,1 @@
+"""dldw in other people's tools."""

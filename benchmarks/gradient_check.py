@@ -1,11 +1,11 @@
 """Tools that check gradients, on the same wrong and right gradients, and what they cost as the model grows.
 
-    python benchmarks/gradient_check.py [--only corpus|cost] [--sizes 1000 100000 ...] [--out FILE]
+    python -m benchmarks.gradient_check [--only corpus|cost] [--sizes 1000 100000 ...] [--out FILE]
 
-The corpus is that of tests/check_corpus.py. ``gradcheck`` runs as it comes, on the mean loss as a function of the parameters; an
-exception of it counts as an alarm, and the parameter that its text names as the location. ``scipy.optimize.check_grad`` returns
-a length and no verdict; more than 1e-5 of the gradient's counts as an alarm. Where a tool says that there is no telling, it has
-neither found a fault nor raised a false alarm.
+The corpus is that of tests/check_corpus.py. ``gradcheck`` runs as it comes, on the mean loss as a function of the parameters;
+an exception of it counts as an alarm, and the parameter that its text names as the location. ``scipy.optimize.check_grad``
+returns a length and no verdict; more than 1e-5 of the gradient's counts as an alarm. Where a tool says that there is no
+telling, it has neither found a fault nor raised a false alarm.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import check_grad
+from tests.check_corpus import RIGHT, WRONG
 from torch import nn
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 from torch.func import functional_call
 
 import dldw
-from tests.check_corpus import RIGHT, WRONG
 
 Found = tuple[bool, set[str]]
 """Whether there is an alarm, and which tensors are accused."""

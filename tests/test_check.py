@@ -23,6 +23,13 @@ from tests.check_corpus import RIGHT, WRONG, Case, Written, classify, network, n
 from tests.harness import dldw as command
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 def named(cases: list[Case]):
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
@@ -591,6 +598,27 @@ def test_autograd_functions_in_reverse_and_forward_mode_and_twice():
     assert not dldw.check_function(Frozen, "hessian", x)
 
 
+def test_a_derivative_that_is_not_there_is_not_called_wrong():
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, g):
+            return 2 * g * ctx.saved_tensors[0]
+
+    x = torch.randn(3, dtype=torch.float64)
+    assert dldw.check_function(Once, "reverse", x)
+    cannot_tell(dldw.check_function(Once, "forward", x), "forward mode raises: .* jvp")
+    cannot_tell(
+        dldw.check_function(lambda x: Once.apply(x).square(), "hessian", x),
+        "the backward pass cannot be differentiated: .*once_differentiable",
+    )
+
+
 def test_forward_mode_and_hessians_of_ordinary_functions_are_right():
     x, w = torch.randn(4, 3), torch.randn(3, 2).double()
     f = lambda x, w: (x.to(w) @ w).tanh().logsumexp(1).sum()  # noqa: E731
@@ -605,8 +633,14 @@ def test_forward_mode_and_hessians_of_ordinary_functions_are_right():
         (
             lambda x: x.sum(),
             "backward",
-            np.ones(3),
+            torch.ones(3),
             "gradient must be a function, 'reverse', 'forward' or 'hessian', got",
+        ),
+        (
+            lambda x: x.sum(),
+            "reverse",
+            np.ones(3),
+            "is what autograd gives, which does not follow NumPy. Give x as torch",
         ),
         (lambda x: x.sum(), np.ones_like, np.ones(3, int), "x holds nothing to differentiate by: ndarray"),
         (

@@ -210,7 +210,7 @@ class _Undo(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-_CUTS: dict[Any, str] = {Tensor.detach: "detach()", Tensor.data.__get__: ".data"}  # type: ignore[attr-defined]
+_CUTS: dict[Any, str] = {Tensor.detach: "detach()", vars(torch._C.TensorBase)["data"].__get__: ".data"}
 
 
 def _place(frame: FrameType | None) -> str | None:

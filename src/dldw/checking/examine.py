@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dldw.checking.judge import Judgement, judge
 from dldw.checking.locate import locate, part_of
-from dldw.checking.problem import BackwardError, Claim, Gradient, Problem
+from dldw.checking.problem import BackwardError, Claim, Gradient, Problem, Unavailable
 from dldw.checking.quotient import Direction, Losses, Quotient
 from dldw.checking.result import CheckResult, Part, Verdict
 from dldw.errors import DldwError
@@ -54,7 +54,7 @@ class _Measured:
     def judge(self, claim: Claim, *, floor: float = 0.0) -> Judgement:
         slopes = [claim.along(direction) for direction in self.directions]
         limit = 1e-4 if self.losses.eps < 1e-12 and not floor else 1e-2
-        return judge(self.quotients, slopes, floor=max(floor, 64 * _eps(claim.tensors or ()), NEGLIGIBLE), limit=limit)
+        return judge(self.quotients, slopes, floor=max(floor, 64 * claim.eps, NEGLIGIBLE), limit=limit)
 
     @property
     def flat(self) -> bool:
@@ -81,9 +81,13 @@ class _Examination:
 
     def run(self) -> CheckResult:
         try:
-            claim = self.problem.claim()
+            return self.compare(self.problem.claim())
         except BackwardError as error:
             return self.result("wrong", f"the backward pass itself raises: {error}")
+        except Unavailable as error:
+            return self.result("cannot tell", str(error))
+
+    def compare(self, claim: Claim) -> CheckResult:
         losses, problem = self.in_float64()
         if not math.isfinite(losses.here):
             return self.result("cannot tell", f"the loss is {losses.here} at the given weights, so it has no slope.")
@@ -99,9 +103,9 @@ class _Examination:
             narrow = claim
             try:
                 claim = problem.claim()
-            except BackwardError as error:
-                self.notes.append(f"the backward pass does not run in float64: {error}")
-                found = measured.judge(narrow, floor=_tolerance(narrow.tensors or ()))
+            except (BackwardError, Unavailable) as error:
+                self.notes.append(f"there is no derivative in float64: {error}")
+                found = measured.judge(narrow, floor=_tolerance(narrow))
             else:
                 found = measured.judge(claim)
                 if found.verdict == "right":
@@ -161,7 +165,7 @@ class _Examination:
         """What to think of a gradient in low precision whose formula is right in float64."""
         if narrow.tensors is None or claim.tensors is None:
             return found
-        off, tolerance = _distance(narrow.tensors, claim.tensors), _tolerance(narrow.tensors)
+        off, tolerance = _distance(narrow.tensors, claim.tensors), _tolerance(narrow)
         dtype = _dtype(self.problem)
         if off <= tolerance:
             self.notes.append(f"the gradient in {dtype} is {off:.1g} from that in float64, which rounding explains.")
@@ -175,14 +179,14 @@ class _Examination:
 
     def wrong_in_narrow(self, found: Judgement, narrow: Claim, claim: Claim) -> CheckResult:
         ours, exact = narrow.tensors or (), claim.tensors or ()
-        tolerance, parts = _tolerance(ours) / math.sqrt(len(ours)), []
+        tolerance, parts = _tolerance(narrow) / math.sqrt(len(ours)), []
         for i in range(len(ours)):
             others = [t if j != i else ours[i] for j, t in enumerate(exact)]
             off = _distance(others, exact)
             parts.append(part_of(self.problem, narrow, i, "wrong" if off > tolerance else "right", error=off))
         reason = (
-            f"in float64 the gradient is right, but in {_dtype(self.problem)} it is {_percent(found.error)} off, which is more "
-            "than rounding."
+            f"in float64 the gradient is right, but in {_dtype(self.problem)} it is {_percent(found.error)} off, "
+            "which is more than rounding."
         )
         return self.result("wrong", reason, found, parts)
 
@@ -294,13 +298,9 @@ def _distance(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> float:
     return math.sqrt(squares[0] / squares[1]) if squares[1] else (math.inf if squares[0] else 0.0)
 
 
-def _tolerance(tensors: Sequence[Tensor | None]) -> float:
-    """How far rounding may take a gradient in the coarsest dtype of ``tensors``."""
-    return 4 * math.sqrt(_eps(tensors))
-
-
-def _eps(tensors: Sequence[Tensor | None]) -> float:
-    return max((torch.finfo(t.dtype).eps for t in tensors if t is not None), default=0.0)
+def _tolerance(claim: Claim) -> float:
+    """How far rounding may take a gradient."""
+    return 4 * math.sqrt(claim.eps)
 
 
 def _percent(share: float) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dldw.checking.examine import examine
-from dldw.checking.problem import Claim, Claims, ForwardMode, Gradient, Problem, backward
+from dldw.checking.problem import BackwardError, Claim, Claims, ForwardMode, Gradient, Problem, Unavailable, backward
 from dldw.checking.result import CheckResult
 from dldw.errors import DldwError
 
@@ -60,6 +60,10 @@ def check_function(
     if not any(True for _ in point.parameters()):
         raise DldwError(
             f"x holds nothing to differentiate by: {type(x).__name__}. Give floating-point numbers, or an array."
+        )
+    if isinstance(gradient, str) and point.numpy:
+        raise DldwError(
+            f"gradient={gradient!r} is what autograd gives, which does not follow NumPy. Give x as torch tensors."
         )
     call = f.apply if isinstance(f, type) and issubclass(f, torch.autograd.Function) else f
     value = _Value(call, args, seed)
@@ -167,8 +171,10 @@ def _tensor(value: Any) -> Tensor:
 
 
 def _claims(gradient: Callable[..., Any] | Mode, args: Sequence[Any], value: _Value) -> Claims:
-    if gradient in ("reverse", "hessian"):
+    if gradient == "reverse":
         return backward
+    if gradient == "hessian":
+        return _second
     if gradient == "forward":
         return lambda problem: ForwardMode(problem.objective)
     if not callable(gradient):
@@ -189,6 +195,13 @@ def _claims(gradient: Callable[..., Any] | Mode, args: Sequence[Any], value: _Va
         return Gradient([_contracted(g, p, value) for g, p in zip(parts, point.held, strict=True)], loss)
 
     return claim
+
+
+def _second(problem: Problem) -> Claim:
+    try:
+        return backward(problem)
+    except (RuntimeError, BackwardError) as error:
+        raise Unavailable(f"the backward pass cannot be differentiated: {error}") from error
 
 
 def _contracted(g: Any, p: Tensor, value: _Value) -> Tensor | None:

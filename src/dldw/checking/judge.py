@@ -48,7 +48,8 @@ def judge(quotients: Sequence[Quotient], slopes: Sequence[float], *, floor: floa
         return Judgement("cannot tell", math.nan, math.inf)
     scale = math.sqrt(sum(q.value**2 for q in finite) / len(finite))
     usual = median(q.error for q in finite)
-    bounds = [math.inf if q.jump else max(DOUBT * max(q.error, usual), floor * scale) for q in quotients]
+    resolved = [max(DOUBT * max(q.error, usual), floor * scale) for q in quotients]
+    bounds = [math.inf if q.jump else bound for q, bound in zip(quotients, resolved, strict=True)]
     misses = [abs(p - q.value) for p, q in zip(slopes, quotients, strict=True)]
     if not all(map(math.isfinite, slopes)):
         return Judgement("wrong", math.inf, 0.0)
@@ -61,6 +62,6 @@ def judge(quotients: Sequence[Quotient], slopes: Sequence[float], *, floor: floa
         return Judgement("wrong", error, MISSED * min(b for _, b in known) / scale if scale else 0.0)
     clear = sorted(bound for bound in bounds if MISSED * bound <= limit * scale)
     enough = clear and len(clear) >= len(quotients) / 2
-    resolution = MISSED * (clear[-1] if enough else median(bounds)) / scale if scale else math.inf
+    resolution = MISSED * (clear[-1] if enough else median(resolved)) / scale if scale else math.inf
     kinked = sum(q.jump + q.truncation > q.rounding for q in finite) > len(finite) / 2
     return Judgement("right" if enough else "cannot tell", error, resolution, kinked)

@@ -24,6 +24,10 @@ class BackwardError(DldwError):
     """The backward pass raised."""
 
 
+class Unavailable(DldwError):
+    """There is no such derivative, so nothing is claimed of it."""
+
+
 @dataclass
 class Spent:
     """Passes taken so far."""
@@ -37,6 +41,8 @@ class Claim(ABC):
 
     tensors: Sequence[Tensor | None] | None = None
     """The gradient, one tensor for each weight (None where there is none), if the claim is made as a whole."""
+    eps: float
+    """The machine epsilon of the dtype it is made in."""
 
     @abstractmethod
     def along(self, direction: Direction) -> float:
@@ -57,6 +63,7 @@ class Gradient(Claim):
     ) -> None:
         self.tensors: list[Tensor | None] = [None if t is None else t.detach().to_dense() for t in tensors]
         self.loss, self.order = loss, order
+        self.eps = max((torch.finfo(t.dtype).eps for t in self.tensors if t is not None), default=0.0)
 
     def along(self, direction: Direction) -> float:
         return direction.dot(self.tensors)
@@ -67,9 +74,15 @@ class ForwardMode(Claim):
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
+        self.eps = max(torch.finfo(p.dtype).eps for p in objective.weights.tensors)
 
     def along(self, direction: Direction) -> float:
-        return self._objective.jvp(direction.tangents(), plain=False)[1]
+        weights = self._objective.weights.tensors
+        tangents = [z.to(p.dtype) for z, p in zip(direction.tangents(), weights, strict=True)]
+        try:
+            return self._objective.jvp(tangents, plain=False)[1]
+        except RuntimeError as error:
+            raise Unavailable(f"forward mode raises: {error}") from error
 
 
 Claims = Callable[["Problem"], Claim]

@@ -676,6 +676,18 @@ def deep() -> nn.Module:
     return nn.Sequential(*[layer for _ in range(20) for layer in (nn.Linear(4, 4), nn.Tanh())], nn.Linear(4, 3))
 
 
+def confident() -> nn.Module:
+    """Nearly no loss is left, so that its gradient in low precision is mostly rounding."""
+    model = nn.Linear(3, 3)
+    with torch.no_grad():
+        model.weight.copy_(8 * torch.eye(3) + torch.randn(3, 3) / 4)
+    return model
+
+
+def certain(dtype: torch.dtype) -> Any:
+    return (torch.eye(3).repeat(4, 1) + torch.randn(12, 3) / 8).to(dtype), torch.arange(12) % 3
+
+
 def _right() -> list[Case]:
     short = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16"}
     cases = [
@@ -720,6 +732,8 @@ def _right() -> list[Case]:
         ("loss beside a large constant", lambda: mlp(nn.Tanh()), flat, lambda m, b: 1e3 + classify(m, b), torch.float64),
         ("scalar loss", lambda: mlp(nn.SiLU()), flat, lambda m, b: classify(m, b).mean(), torch.float64),
         ("squares", lambda: mlp(nn.Softplus()), flat, squares, torch.float64),
+        ("almost no loss, float32", confident, partial(certain, torch.float32), classify, torch.float32),
+        ("almost no loss, bfloat16", confident, partial(certain, torch.bfloat16), classify, torch.bfloat16),
         ("float32, softmax", lambda: mlp(nn.Softmax(1)), single, classify, torch.float32),
         ("float32, forty layers", deep, single, classify, torch.float32),
     ]  # fmt: skip

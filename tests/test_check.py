@@ -364,6 +364,7 @@ def test_a_verdict_follows_from_disagreement_and_error():
     slopes = [q.value for q in exact]
     assert judge(exact, slopes, **settings).verdict == "right"
     assert judge(exact, [1.0001 * p for p in slopes], **settings).verdict == "wrong"
+    assert judge(exact[:3], slopes[:3], **settings).verdict == "cannot tell"
     assert judge(exact, [p + 1e-7 for p in slopes], **settings).verdict == "right"
     vague = [measured(q.value, 1e-3) for q in exact]
     assert judge(vague, [1.0001 * p for p in slopes], **settings).verdict == "cannot tell"

@@ -22,11 +22,18 @@ FORWARDS = 40
 FIRST = 16
 """How many of them the first direction may take, along which the step is found."""
 
+ENOUGH = 4
+"""Directions along which a gradient has to agree, where so many are asked for."""
+
 GOOD = 1e-7
 """The relative error of a quotient at which no better step is looked for."""
 
 NEGLIGIBLE = 1e-6
 """The relative error of a gradient up to which it is right: methods that leave out terms of this size mean to."""
+
+
+ROUNDED = 32.0
+"""How many times as far as rounding the weights alone may move a gradient, rounding every step of its computation may."""
 
 
 def examine(problem: Problem, *, directions: int, seed: int) -> CheckResult:
@@ -50,11 +57,14 @@ class _Measured:
     losses: Losses
     directions: list[Direction]
     quotients: list[Quotient]
+    needed: int
 
     def judge(self, claim: Claim, *, floor: float = 0.0) -> Judgement:
         slopes = [claim.along(direction) for direction in self.directions]
         limit = 1e-4 if self.losses.eps < 1e-12 and not floor else 1e-2
-        return judge(self.quotients, slopes, floor=max(floor, 64 * claim.eps, NEGLIGIBLE), limit=limit)
+        return judge(
+            self.quotients, slopes, floor=max(floor, 64 * claim.eps, NEGLIGIBLE), limit=limit, needed=self.needed
+        )
 
     @property
     def flat(self) -> bool:
@@ -109,7 +119,7 @@ class _Examination:
             else:
                 found = measured.judge(claim)
                 if found.verdict == "right":
-                    found = self.rounded(found, narrow, claim, same)
+                    found = self.rounded(problem, losses.scale, found, narrow, claim, same)
                     if found.verdict == "wrong":
                         return self.wrong_in_narrow(found, narrow, claim)
         if found.verdict == "cannot tell" and not found.flat:
@@ -143,12 +153,11 @@ class _Examination:
 
     def measure(self, problem: Problem, losses: Losses, last: int | None = None) -> _Measured:
         generator = torch.Generator(problem.weights.device).manual_seed(self.seed)
-        measured = _Measured(problem, losses, [], [])
+        measured = _Measured(problem, losses, [], [], min(ENOUGH, self.directions))
         step = losses.first_step
         for i in range(self.directions):
             left = (last or self.budget) - problem.spent.forwards
             if left < 4 and i:
-                self.notes.append(f"{i} directions were taken: more do not fit into {self.budget} forward passes.")
                 break
             spare = FIRST if i == 0 else left - 4 * (self.directions - 1 - i)
             direction = Direction(problem.weights, dict.fromkeys(problem.chosen), generator)
@@ -157,17 +166,23 @@ class _Examination:
                 step = quotient.step
             measured.directions.append(direction)
             measured.quotients.append(quotient)
-            if quotient.jump > 1e-3 * abs(quotient.value):  # on a kink: the rest is better spent beside it
+            if i == 0 and quotient.jump > 1e-3 * abs(quotient.value):  # on a kink: the rest is better spent beside it
                 break
         return measured
 
-    def rounded(self, found: Judgement, narrow: Claim, claim: Claim, same: bool) -> Judgement:
+    def condition(self, problem: Problem, scale: float, claim: Claim, eps: float) -> float:
+        """How far the gradient moves when the weights move by their rounding in a dtype of machine epsilon ``eps``."""
+        near = problem.copied(moved=eps * scale, seed=self.seed).claim()
+        return _distance(near.tensors or (), claim.tensors or ())
+
+    def rounded(
+        self, problem: Problem, scale: float, found: Judgement, narrow: Claim, claim: Claim, same: bool
+    ) -> Judgement:
         """What to think of a gradient in low precision whose formula is right in float64."""
         if narrow.tensors is None or claim.tensors is None:
             return found
-        off, tolerance = _distance(narrow.tensors, claim.tensors), _tolerance(narrow)
-        dtype = _dtype(self.problem)
-        if off <= tolerance:
+        off, dtype = _distance(narrow.tensors, claim.tensors), _dtype(self.problem)
+        if off <= _tolerance(narrow) or off <= ROUNDED * self.condition(problem, scale, claim, narrow.eps):
             self.notes.append(f"the gradient in {dtype} is {off:.1g} from that in float64, which rounding explains.")
         elif same:
             return replace(found, verdict="wrong", error=off)
@@ -201,7 +216,8 @@ class _Examination:
             losses, other = Losses(copy.objective), copy.claim()
         except Exception:  # whatever a model raises that cannot be copied
             return measured, claim, found
-        moved = self.measure(copy, losses, max(self.budget, begun + FIRST + 2))
+        last = self.budget if begun <= self.budget / 2 else begun + FIRST + 4 * self.directions
+        moved = self.measure(copy, losses, last)
         again = moved.judge(other)
         if again.verdict == "cannot tell":
             return measured, claim, found
@@ -214,6 +230,10 @@ class _Examination:
 
     def conclude(self, measured: _Measured, claim: Claim, found: Judgement) -> CheckResult:
         count = len(measured.quotients)
+        if count < self.directions:
+            self.notes.append(
+                f"{count} of {self.directions} directions were taken, to keep to the forward passes allowed."
+            )
         along = f"{count} random direction{'s' if count > 1 else ''}"
         chosen = self.problem.chosen
         if found.verdict == "right":

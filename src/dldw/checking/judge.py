@@ -31,7 +31,9 @@ class Judgement:
     flat: bool = False
 
 
-def judge(quotients: Sequence[Quotient], slopes: Sequence[float], *, floor: float, limit: float) -> Judgement:
+def judge(
+    quotients: Sequence[Quotient], slopes: Sequence[float], *, floor: float, limit: float, needed: int = 4
+) -> Judgement:
     """Judges the predicted ``slopes`` by the measured ones.
 
     A direction with a kink judges nothing: autograd may take either side of each unit that stands on one, and where there are
@@ -42,6 +44,7 @@ def judge(quotients: Sequence[Quotient], slopes: Sequence[float], *, floor: floa
         slopes: What the gradient predicts along the same directions.
         floor: The relative error that the gradient may have by rounding in its own dtype.
         limit: The relative size of an error that has to be resolvable for the verdict ``right``.
+        needed: Along how many directions.
     """
     finite = [q for q in quotients if math.isfinite(q.error)]
     if not finite:
@@ -61,7 +64,7 @@ def judge(quotients: Sequence[Quotient], slopes: Sequence[float], *, floor: floa
     if any(miss > bound for miss, bound in known):
         return Judgement("wrong", error, MISSED * min(b for _, b in known) / scale if scale else 0.0)
     clear = sorted(bound for bound in bounds if MISSED * bound <= limit * scale)
-    enough = clear and len(clear) >= len(quotients) / 2
+    enough = len(clear) >= needed
     resolution = MISSED * (clear[-1] if enough else median(resolved)) / scale if scale else math.inf
     kinked = sum(q.jump + q.truncation > q.rounding for q in finite) > len(finite) / 2
     return Judgement("right" if enough else "cannot tell", error, resolution, kinked)

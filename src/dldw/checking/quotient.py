@@ -73,7 +73,7 @@ class Quotient:
     Attributes:
         value: Q(h/2) + (Q(h/2) - Q(h)) / 3, which Richardson's extrapolation frees of the error of order h².
         truncation: |Q(h) - Q(h/2)|, three times the error of Q(h/2) where the loss is smooth, and noise where there is noise.
-        rounding: What rounding the losses to their dtype can add.
+        rounding: What rounding the losses to their dtype adds; what is lost on the way to them shows in ``truncation``.
         jump: How far the one-sided quotients disagree where that does not shrink with h, as it does at a kink.
         step: h.
         flat: Whether all four losses were that at the weights themselves.
@@ -128,7 +128,7 @@ class Losses:
         if not all(map(math.isfinite, (*far, *near))):
             return Quotient(math.nan, math.inf, 0.0, 0.0, step)
         wide, narrow = (far[0] - far[1]) / (2 * step), (near[0] - near[1]) / step
-        rounding = 4 * self.eps * max(map(abs, (*far, *near))) / step
+        rounding = self.eps * max(map(abs, (*far, *near))) / step
         jumps = [abs(sum(pair) - 2 * self.here) / length for pair, length in ((far, step), (near, step / 2))]
         kinked = jumps[1] > 0.75 * jumps[0] and jumps[1] > 8 * rounding
         flat = {*far, *near} == {self.here}

@@ -5,11 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dldw import nn as nn
-
 if TYPE_CHECKING:
+    from dldw import integrations as integrations
     from dldw import nn as nn
+    from dldw import testing as testing
     from dldw.card import Card as Card
+    from dldw.checking import CheckResult as CheckResult
+    from dldw.checking import check as check
+    from dldw.checking import check_function as check_function
     from dldw.directional import Directional as Directional
     from dldw.errors import AccumulationError as AccumulationError
     from dldw.errors import DldwError as DldwError
@@ -62,6 +65,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Card": "dldw.card",
+    "CheckResult": "dldw.checking",
+    "check": "dldw.checking",
+    "check_function": "dldw.checking",
     "Directional": "dldw.directional",
     "AccumulationError": "dldw.errors",
     "DldwError": "dldw.errors",
@@ -110,7 +116,7 @@ _HOMES = {
     "SVRG": "dldw.sources.svrg",
     "WeightPerturbation": "dldw.sources.weight_perturbation",
 }
-_ROOMS = ("nn",)
+_ROOMS = ("integrations", "nn", "testing")
 __all__ = [*_HOMES, *_ROOMS, "__version__"]
 
 

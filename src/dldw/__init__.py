@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dldw import nn as nn
+
 if TYPE_CHECKING:
     from dldw.card import Card as Card
     from dldw.directional import Directional as Directional

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dldw.nn import ReversibleBlock, ReversibleSequential
+
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
@@ -207,6 +209,15 @@ def counting(dtype: torch.dtype = torch.float64) -> Problem:
     return _classification(Counting, 6, 5, dtype=dtype)
 
 
+def reversible(dtype: torch.dtype = torch.float64) -> Problem:
+    def make() -> nn.Module:
+        branches = [nn.Sequential(nn.Linear(2, 2), nn.Tanh()) for _ in range(4)]
+        blocks = [ReversibleBlock(branches[0], branches[1]), ReversibleBlock(branches[2], branches[3])]
+        return nn.Sequential(nn.Linear(5, 4), ReversibleSequential(*blocks), nn.Linear(4, 3))
+
+    return _classification(make, 6, 5, dtype=dtype)
+
+
 def lstm(dtype: torch.dtype = torch.float64) -> Problem:
     return _classification(Recurrent, 3, 4, 2, dtype=dtype)
 
@@ -235,6 +246,7 @@ ALL = [
     residual,
     batch_norm,
     counting,
+    reversible,
     lstm,
     attention,
     attention_in_eval_mode,

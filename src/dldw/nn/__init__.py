@@ -1,0 +1,28 @@
+"""Modules to build networks from: layers whose backward pass needs no stored activations, and what is made of them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dldw.nn.reversible import ReversibleBlock as ReversibleBlock
+    from dldw.nn.reversible import ReversibleSequential as ReversibleSequential
+
+_HOMES = {
+    "ReversibleBlock": "dldw.nn.reversible",
+    "ReversibleSequential": "dldw.nn.reversible",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dldw.nn' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -41,7 +41,9 @@ class LocalAttention(nn.Module):
             raise DldwError(f"a width of {width} is not {heads} equal heads. Change one of them, or give head_width.")
         self.heads, self.head_width, self.chunk, self.causal = heads, head_width or width // heads, chunk, causal
         inner = self.heads * self.head_width
-        self.query, self.key, self.value = (nn.Linear(width, inner, bias=False) for _ in range(3))
+        self.query = nn.Linear(width, inner, bias=False)
+        self.key = nn.Linear(width, inner, bias=False)
+        self.value = nn.Linear(width, inner, bias=False)
         self.output = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor, *, padding: Tensor | None = None) -> Tensor:
@@ -54,7 +56,7 @@ class LocalAttention(nn.Module):
         length, c = x.shape[1], self.chunk
         extra = -length % c
         x = F.pad(x, (0, 0, 0, extra))
-        q, k, v = (self._chunks(project(x)) for project in (self.query, self.key, self.value))
+        q, k, v = (self._chunks(project(x)) for project in self.projections())
         mask = _mask(length, c, self.causal, x.device)
         if padding is not None:
             absent = F.pad(padding, (0, extra), value=True).view(len(x), 1, -1, c, 1)
@@ -65,6 +67,10 @@ class LocalAttention(nn.Module):
         joined = out.view(len(x), self.heads, -1, self.head_width)[:, :, :length].transpose(1, 2).flatten(2)
         projected: Tensor = self.output(joined)
         return projected
+
+    def projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        """What makes queries, keys and values."""
+        return self.query, self.key, self.value
 
     def _chunks(self, x: Tensor) -> Tensor:
         return x.view(len(x), -1, self.chunk, self.heads, self.head_width).permute(0, 3, 1, 2, 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dldw.errors import DldwError
 from dldw.nn.axial import AxialPositions
 from dldw.nn.feed_forward import ChunkedFeedForward, chunked_cross_entropy
+from dldw.nn.generation import Caches, generate
 from dldw.nn.local_attention import LocalAttention
 from dldw.nn.lsh_attention import LSHAttention, Memo
 from dldw.nn.reversible import Backward, ReversibleBlock, ReversibleSequential
@@ -122,9 +123,13 @@ class Reformer(nn.Module):
         for layer in self.hashed():
             layer.hashes = rounds
 
+    def attention(self) -> list[LSHAttention | LocalAttention]:
+        """The attention layers, first to last."""
+        return [cast(_Attention, block.f).attention for block in self.blocks]
+
     def hashed(self) -> Iterator[LSHAttention]:
-        """The layers of hashed attention."""
-        return (m for m in self.modules() if isinstance(m, LSHAttention))
+        """Those of hashed attention."""
+        return (layer for layer in self.attention() if isinstance(layer, LSHAttention))
 
     def forward(
         self, tokens: Tensor, *, padding: Tensor | None = None, generator: torch.Generator | None = None
@@ -165,24 +170,68 @@ class Reformer(nn.Module):
         losses = chunked_cross_entropy(hidden, weight, targets, bias=bias, tokens=at_once)
         return losses.sum(1) / (targets != -100).sum(1).clamp_min(1)
 
-    def encode(
-        self, tokens: Tensor, *, padding: Tensor | None = None, generator: torch.Generator | None = None
+    def generate(
+        self,
+        tokens: Tensor,
+        new: int,
+        *,
+        temperature: float = 1.0,
+        top: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """What logits are a linear function of, [batch, length, 2 width]."""
-        memo = Memo()
-        for layer in self.hashed():
-            if layer.hashes is not None:
-                memo.rotations[layer] = layer.draw(tokens.shape[1], tokens.device, generator)
-        x = self.embed(tokens)
-        y1, y2 = self.blocks((x, x), f_kwargs={"padding": padding, "memo": memo})
+        """``tokens`` [batch, length] and ``new`` more that follow, each drawn from what the model expects next.
+
+        Hashes, keys and values of earlier tokens are kept, so a token costs the same however many came before; with
+        ``reach`` other than ``bucket`` the whole sequence goes through the model for every token. Dropout is off.
+
+        Args:
+            tokens: To start from, at least one.
+            new: How many to add; all must fit the grid of positions.
+            temperature: Logits are divided by it; 0 always takes the likeliest token.
+            top: Only so many of the likeliest tokens are drawn from.
+            generator: Where rotations and tokens are drawn from.
+        """
+        return torch.cat((tokens, torch.stack(list(self.stream(tokens, new, temperature, top, generator)), 1)), 1)
+
+    def stream(
+        self,
+        tokens: Tensor,
+        new: int,
+        temperature: float = 1.0,
+        top: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """The new tokens of ``generate`` one after the other, each [batch]."""
+        if not self.config.causal:
+            raise DldwError(
+                "a model with causal=False has seen what comes after every token, so it cannot tell what comes next. Train "
+                "one with causal=True to generate."
+            )
+        return generate(self, tokens, new, temperature=temperature, top=top, generator=generator)
+
+    def encode(
+        self,
+        tokens: Tensor,
+        *,
+        padding: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        caches: Caches | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        """What logits are a linear function of, [batch, length, 2 width]; with caches, of tokens from ``start`` on."""
+        memo = Memo() if caches else self.draw(tokens.shape[1], generator)
+        x = self.dropout(self.embedding(tokens) * self.config.width**0.5) + self.positions(tokens.shape[1], start)
+        y1, y2 = self.blocks((x, x), f_kwargs={"padding": padding, "memo": memo, "caches": caches})
         hidden: Tensor = self.dropout(self.norm(torch.cat((y1, y2), -1)))
         return hidden
 
-    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """The embeddings of tokens at positions ``start`` and up, [batch, length, width]."""
-        x = self.dropout(self.embedding(tokens) * self.config.width**0.5)
-        embedded: Tensor = x + self.positions(tokens.shape[1], start)
-        return embedded
+    def draw(self, length: int, generator: torch.Generator | None = None) -> Memo:
+        """Rotations for every layer of hashed attention, for one pass over sequences of this length."""
+        memo, device = Memo(), self.embedding.weight.device
+        for layer in self.hashed():
+            if layer.hashes is not None:
+                memo.rotations[layer] = layer.draw(length, device, generator)
+        return memo
 
     def output(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the output layer."""
@@ -200,9 +249,12 @@ class _Attention(nn.Module):
         self.attention = config.attention(kind)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, *, padding: Tensor | None = None, memo: Memo | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, padding: Tensor | None, memo: Memo, caches: Caches | None) -> Tensor:
+        x = self.norm(x)
+        if caches is not None:
+            return caches[self.attention](x)
         own = {"memo": memo} if isinstance(self.attention, LSHAttention) else {}
-        out: Tensor = self.dropout(self.attention(self.norm(x), padding=padding, **own))
+        out: Tensor = self.dropout(self.attention(x, padding=padding, **own))
         return out
 
 

@@ -32,7 +32,8 @@ class ReformerConfig:
         hidden: Width of the hidden layer of the feed-forward layers.
         positions: Grid of the axial positions; its product is the largest length.
         position_widths: Features of each axis; shared out evenly by default.
-        hashes, chunk, buckets, reach: See ``LSHAttention``; ``chunk`` is that of local attention as well.
+        hashes, chunk, buckets, reach: See ``LSHAttention``.
+        local_chunk: Tokens in a chunk of local attention; ``chunk`` by default.
         causal: Whether a token sees only what comes before it.
         tokens_at_once: Tokens that feed-forward layers and the loss take at a time; None for all.
         activation: Of the feed-forward layers: ``gelu``, ``relu`` or ``silu``.
@@ -51,6 +52,7 @@ class ReformerConfig:
     position_widths: tuple[int, ...] | None = None
     hashes: int | None = 4
     chunk: int = 64
+    local_chunk: int | None = None
     buckets: int | tuple[int, ...] | None = None
     reach: Reach | None = None
     causal: bool = True
@@ -62,13 +64,12 @@ class ReformerConfig:
 
     def attention(self, kind: str) -> LSHAttention | LocalAttention:
         """The attention of a layer."""
-        same: dict[str, Any] = {
-            "heads": self.heads, "head_width": self.head_width, "chunk": self.chunk, "causal": self.causal,
-        }  # fmt: skip
+        same: dict[str, Any] = {"heads": self.heads, "head_width": self.head_width, "causal": self.causal}
         if kind == "local":
-            return LocalAttention(self.width, **same)
+            return LocalAttention(self.width, chunk=self.local_chunk or self.chunk, **same)
         if kind == "lsh":
-            return LSHAttention(self.width, hashes=self.hashes, buckets=self.buckets, reach=self.reach, **same)
+            hashing = {"hashes": self.hashes, "chunk": self.chunk, "buckets": self.buckets, "reach": self.reach}
+            return LSHAttention(self.width, **hashing, **same)
         raise DldwError(f"a layer must be lsh or local, got {kind!r}.")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from dldw.errors import DldwError
 
 Reach = Literal["bucket", "chunk", "ring"]
 """Which keys a query attends to in a round; see ``LSHAttention``."""
@@ -53,25 +54,33 @@ def sorted_attention(q: Tensor, k: Tensor, v: Tensor, sets: Sets) -> Tensor:
         v: Values, as ``q``.
         sets: Who attends to whom.
     """
-    out: Tensor = _Attention.apply(q, k, v, sets)[0]  # type: ignore[no-untyped-call]  # torch left apply untyped
+    out: Tensor = cast(Any, _Attention).apply(q, k, v, sets)[0]
     return out
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sets: Sets) -> tuple[Tensor, Tensor]:
+    def forward(q: Tensor, k: Tensor, v: Tensor, sets: Sets) -> tuple[Tensor, Tensor]:
         out, total = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=_exact(q))
         for start, stop in _groups(q, sets):
             rows = slice(start, stop)
             out[rows], total[rows] = _forward(q[rows], k[rows], v[rows], _Sorted(sets.rows(start, stop)))
-        ctx.save_for_backward(q, k, v, out, total)
-        ctx.sets = sets
-        ctx.mark_non_differentiable(total)
         return out, total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch left it untyped
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *given, ctx.sets = inputs
+        ctx.save_for_backward(*given, *output)
+        ctx.save_for_forward(*given, *output)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise DldwError(
+                "a second derivative through hashed attention was asked for (create_graph=True), and its backward pass leaves "
+                "no graph to differentiate. Set hashes = None, which is full attention, where you need it."
+            )
         q, k, v, out, total = ctx.saved_tensors
         delta = (grad * out).sum(-1, dtype=total.dtype)
         grads = [torch.empty_like(x) for x in (q, k, v)]
@@ -81,6 +90,17 @@ class _Attention(torch.autograd.Function):
             for to, g in zip(grads, _backward(q[s], k[s], v[s], grad[s], total[s], delta[s], own), strict=True):
                 to[s] = g
         return *grads, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:
+        q, k, v, out, total = ctx.saved_tensors
+        dq, dk, dv = (torch.zeros_like(q) if t is None else t for t in tangents[:3])
+        change = torch.empty_like(out)
+        for start, stop in _groups(q, ctx.sets):
+            s = slice(start, stop)
+            given = (x[s].reshape(-1, x.shape[-1]) for x in (q, k, v, dq, dk, dv, out))
+            change[s] = _tangent(*given, total[s].reshape(-1), _Sorted(ctx.sets.rows(start, stop))).view_as(out[s])
+        return change, None
 
 
 class _Sorted:
@@ -234,6 +254,25 @@ def _backward(
             slots = to.view(own.rounds, -1, own.slots, c, d)
             slots[:, :, -1] += slots[:, :, 0].roll(-1, 0)
     return tuple(x.view(-1, d).index_select(0, own.place).view(own.rounds, *shape).sum(0) for x in sums)
+
+
+def _tangent(
+    q: Tensor, k: Tensor, v: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, out: Tensor, total: Tensor, own: _Sorted
+) -> Tensor:
+    """The change of the outputs: with t that of the logits, P (t (v - out) + dv) summed over rounds and keys."""
+    c, d = own.chunk, q.shape[-1]
+    sums = q.new_empty(own.rounds, own.index.shape[1], d)
+    for r, start, stop in own.blocks():
+        index = own.take(r, start, stop)
+        keys, values, key_changes, value_changes = (_pairs(x.index_select(0, index), c) for x in (k, v, dk, dv))
+        queries, query_changes, outs = (x.index_select(0, index[c:]).view(-1, c, d) for x in (q, dq, out))
+        shift = total.index_select(0, index[c:]).view(-1, c, 1)
+        p = own.logits(r, start, queries, keys, index).sub_(shift).clamp_min_(_LEAST).exp_()
+        t = torch.bmm(query_changes, keys.transpose(1, 2)) + torch.bmm(queries, key_changes.transpose(1, 2))
+        t = t.to(p.dtype).mul_(p)
+        change = torch.bmm(t.to(v.dtype), values) + torch.bmm(p.to(v.dtype), value_changes)
+        sums[r, (start + 1) * c : (stop + 1) * c] = (change - t.sum(-1, keepdim=True) * outs).view(-1, d)
+    return sums.view(-1, d).index_select(0, own.place).view(own.rounds, -1, d).sum(0)
 
 
 def _groups(q: Tensor, sets: Sets) -> Iterator[tuple[int, int]]:

@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from dldw.nn.convert import Conversion as Conversion
     from dldw.nn.convert import convert as convert
     from dldw.nn.rbm import RBM as RBM
+    from dldw.nn.axial import AxialPositions as AxialPositions
+    from dldw.nn.feed_forward import ChunkedFeedForward as ChunkedFeedForward
+    from dldw.nn.feed_forward import chunked_cross_entropy as chunked_cross_entropy
+    from dldw.nn.hugging_face_reformer import reformer_from_hugging_face as reformer_from_hugging_face
+    from dldw.nn.local_attention import LocalAttention as LocalAttention
+    from dldw.nn.lsh_attention import LSHAttention as LSHAttention
+    from dldw.nn.reformer import Reformer as Reformer
+    from dldw.nn.reformer import ReformerConfig as ReformerConfig
     from dldw.nn.reversible import ReversibleBlock as ReversibleBlock
     from dldw.nn.reversible import ReversibleSequential as ReversibleSequential
     from dldw.nn.revnet import RevNet as RevNet
@@ -26,6 +34,14 @@ _HOMES = {
     "ReversibleSequential": "dldw.nn.reversible",
     "RevNet": "dldw.nn.revnet",
     "revnet": "dldw.nn.revnet",
+    "ChunkedFeedForward": "dldw.nn.feed_forward",
+    "AxialPositions": "dldw.nn.axial",
+    "LSHAttention": "dldw.nn.lsh_attention",
+    "LocalAttention": "dldw.nn.local_attention",
+    "Reformer": "dldw.nn.reformer",
+    "ReformerConfig": "dldw.nn.reformer",
+    "chunked_cross_entropy": "dldw.nn.feed_forward",
+    "reformer_from_hugging_face": "dldw.nn.hugging_face_reformer",
 }
 __all__ = [*_HOMES]
 

@@ -6,20 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dldw.nn.convert import Conversion as Conversion
-    from dldw.nn.convert import convert as convert
+    from dldw.nn.conversion import Conversion as Conversion
+    from dldw.nn.conversion import convert as convert
     from dldw.nn.reversible import ReversibleBlock as ReversibleBlock
     from dldw.nn.reversible import ReversibleSequential as ReversibleSequential
-    from dldw.nn.revnet import RevNet as RevNet
-    from dldw.nn.revnet import revnet as revnet
+    from dldw.nn.revnets import RevNet as RevNet
+    from dldw.nn.revnets import revnet as revnet
 
 _HOMES = {
-    "Conversion": "dldw.nn.convert",
-    "convert": "dldw.nn.convert",
+    "Conversion": "dldw.nn.conversion",
+    "convert": "dldw.nn.conversion",
     "ReversibleBlock": "dldw.nn.reversible",
     "ReversibleSequential": "dldw.nn.reversible",
-    "RevNet": "dldw.nn.revnet",
-    "revnet": "dldw.nn.revnet",
+    "RevNet": "dldw.nn.revnets",
+    "revnet": "dldw.nn.revnets",
 }
 __all__ = [*_HOMES]
 

@@ -138,12 +138,16 @@ def test_a_feed_forward_layer_in_chunks_is_the_layer() -> None:
     x = torch.randn(2, 30, 8, dtype=torch.float64, generator=seeded(), requires_grad=True)
     wanted = layer.layers(x)
     assert torch.allclose(layer(x), wanted, atol=1e-12)
-    pairs = zip(*(torch.autograd.grad(y.square().sum(), [x, *layer.parameters()]) for y in (layer(x), wanted)), strict=True)
+    pairs = zip(
+        *(torch.autograd.grad(y.square().sum(), [x, *layer.parameters()]) for y in (layer(x), wanted)), strict=True
+    )
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in pairs)
 
 
 def test_a_loss_in_chunks_is_the_loss() -> None:
-    hidden, weight = (torch.randn(*s, dtype=torch.float64, generator=seeded(), requires_grad=True) for s in ((2, 30, 8), (50, 8)))
+    hidden, weight = (
+        torch.randn(*s, dtype=torch.float64, generator=seeded(), requires_grad=True) for s in ((2, 30, 8), (50, 8))
+    )
     targets = tokens(2, 30).clone()
     targets[0, :4] = -100
     losses = dldw.nn.chunked_cross_entropy(hidden, weight, targets, tokens=7)
@@ -168,7 +172,9 @@ def test_tied_output_weights_are_those_of_the_embedding() -> None:
     x = tokens()
     hidden = tied.encode(x, generator=seeded())
     both = tied.embedding.weight
-    assert torch.allclose(tied(x, generator=seeded()), hidden[..., :32] @ both.T + hidden[..., 32:] @ both.T, atol=1e-10)
+    assert torch.allclose(
+        tied(x, generator=seeded()), hidden[..., :32] @ both.T + hidden[..., 32:] @ both.T, atol=1e-10
+    )
 
 
 def hugging_face(**changes: object) -> tuple[transformers.ReformerConfig, nn.Module]:
@@ -216,7 +222,9 @@ def test_a_model_of_hugging_face_that_does_not_fit_is_refused_with_the_reason() 
     with pytest.raises(DldwError, match=r"hidden_act is 'tanh', and there are gelu, relu, silu"):
         dldw.nn.reformer_from_hugging_face({**given, "hidden_act": "tanh"}, state)
     state.pop("lm_head.decoder.weight")
-    with pytest.raises(DldwError, match=r"missing \['head.weight'\], not known \[\]. Give the state_dict and the config"):
+    with pytest.raises(
+        DldwError, match=r"missing \['head.weight'\], not known \[\]. Give the state_dict and the config"
+    ):
         dldw.nn.reformer_from_hugging_face(given, state)
 
 
@@ -226,9 +234,15 @@ def test_a_model_of_hugging_face_that_does_not_fit_is_refused_with_the_reason() 
         (lambda: model(layers=("dense",)), r"a layer must be lsh or local, got 'dense'"),
         (lambda: model(position_widths=(8, 8)), r"position_widths \(8, 8\) must add up to the width, 32"),
         (lambda: model()(tokens(1, 129)), r"position 128 lies beyond the 128 positions of a grid of 8 x 16"),
-        (lambda: model(causal=False).generate(tokens(), 3), r"causal=False has seen what comes after .* Train one with"),
+        (
+            lambda: model(causal=False).generate(tokens(), 3),
+            r"causal=False has seen what comes after .* Train one with",
+        ),
         (lambda: dldw.nn.ChunkedFeedForward(8, 8, tokens=0), r"tokens must be at least 1, got 0; None takes all"),
-        (lambda: dldw.nn.ChunkedFeedForward(8, 8, activation="tan"), r"activation must be one of gelu, relu, silu, got 'tan'"),
+        (
+            lambda: dldw.nn.ChunkedFeedForward(8, 8, activation="tan"),
+            r"activation must be one of gelu, relu, silu, got 'tan'",
+        ),
         (lambda: dldw.nn.AxialPositions((4, 4), (3,)), r"shape has 2 axes and widths 1: each axis needs"),
         (lambda: dldw.nn.LocalAttention(10, heads=4), r"width of 10 is not 4 equal heads"),
     ],
@@ -238,7 +252,9 @@ def test_arguments_that_do_not_fit_are_explained(make: object, text: str) -> Non
         make()
 
 
-@pytest.mark.parametrize("method", ["backprop", "spsa", "forward-gradient", "evolution-strategy", "weight-perturbation"])
+@pytest.mark.parametrize(
+    "method", ["backprop", "spsa", "forward-gradient", "evolution-strategy", "weight-perturbation"]
+)
 def test_any_source_takes_a_step_on_it_or_says_why_not(method: str) -> None:
     task = Duplication(half=8)
     reformer = task.model(0, 16)

@@ -78,9 +78,9 @@ class ForwardForward:
         layers: nn.Module,
         *,
         loss: LocalLoss = "symba",
-        threshold: float = 2.0,
+        threshold: float = 4.0,
         classes: int | None = None,
-        lr: float = 0.003,
+        lr: float = 0.01,
         optimizer: OptimizerName = "adam",
         generator: torch.Generator | None = None,
     ) -> None:

@@ -509,7 +509,7 @@ def test_errors_of_forward_forward():
         dldw.ForwardForward(layers, classes=8).step((torch.ones(2, 6), torch.zeros(2).long()))
     with pytest.raises(dldw.DldwError, match="loss must be goodness or symba, got 'mse'"):
         dldw.ForwardForward(layers, loss="mse")
-    with pytest.raises(dldw.DldwError, match="threshold and alpha must be positive, got 0 and 8.0"):
+    with pytest.raises(dldw.DldwError, match="threshold and alpha must be positive, got 0 and 8"):
         dldw.ForwardForward(layers, threshold=0)
     with pytest.raises(dldw.NonFiniteLossError, match="the loss of layer 1 is nan, so it has no gradient to follow"):
         learner.step((torch.full((2, 6), torch.nan), torch.zeros(2).long()))

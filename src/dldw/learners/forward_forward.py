@@ -91,8 +91,8 @@ class ForwardForward:
             raise DldwError(f"loss must be goodness or symba, got {loss!r}: what each layer steps down.")
         if not (threshold > 0 and alpha > 0):
             raise DldwError(
-                f"threshold and alpha must be positive, got {threshold} and {alpha}: goodness is a mean square, compared with "
-                "the one, and its differences are multiplied with the other."
+                f"threshold and alpha must be positive, got {threshold} and {alpha}: the goodness, a mean square, is compared "
+                "with the one, and its differences are multiplied with the other."
             )
         weights = Weights.of(layers)
         weights.require_trainable()

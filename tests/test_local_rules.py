@@ -470,7 +470,7 @@ def test_a_step_of_forward_forward_moves_every_layer_down_its_own_loss(loss):
     layers.append(nn.ReLU())
     x, labels = torch.rand(7, 6, dtype=torch.float64, generator=seeded(1)), torch.arange(7) % 2
     learner = dldw.ForwardForward(
-        layers, loss=loss, classes=2, threshold=1.5, lr=0.1, optimizer="sgd", generator=seeded()
+        layers, loss=loss, classes=2, threshold=1.5, alpha=1.5, lr=0.1, optimizer="sgd", generator=seeded()
     )
     before = [w.detach().clone() for w in layers.parameters()]
     wanted, pair, total = [], [with_label(x, y, 2) for y in (labels, 1 - labels)], 0.0  # two classes: one wrong label
@@ -509,7 +509,7 @@ def test_errors_of_forward_forward():
         dldw.ForwardForward(layers, classes=8).step((torch.ones(2, 6), torch.zeros(2).long()))
     with pytest.raises(dldw.DldwError, match="loss must be goodness or symba, got 'mse'"):
         dldw.ForwardForward(layers, loss="mse")
-    with pytest.raises(dldw.DldwError, match="threshold must be positive, got 0"):
+    with pytest.raises(dldw.DldwError, match="threshold and alpha must be positive, got 0 and 8"):
         dldw.ForwardForward(layers, threshold=0)
     with pytest.raises(dldw.NonFiniteLossError, match="the loss of layer 1 is nan, so it has no gradient to follow"):
         learner.step((torch.full((2, 6), torch.nan), torch.zeros(2).long()))

@@ -41,7 +41,8 @@ class ForwardForward:
         layers: A chain of layers from inputs [B, ..] on, or a model that names its blocks in ``dldw_blocks``. What it puts
             out is the last layer, not scores.
         loss: ``goodness`` or ``symba``.
-        threshold: θ, or α of ``symba``.
+        threshold: θ of ``goodness``.
+        alpha: α of ``symba``.
         classes: C; by default the last dimension of what ``layers`` put out.
         lr: Learning rate of every block.
         optimizer: ``sgd`` or ``adam``.
@@ -65,7 +66,8 @@ class ForwardForward:
         paper="Hinton 2022, arXiv 2212.13345; Lee & Song 2023, arXiv 2303.08418",
         space={
             "lr": Float(1e-4, 0.3),
-            "threshold": Float(0.3, 10.0),
+            "threshold": Float(0.1, 10.0),
+            "alpha": Float(1.0, 30.0),
             "loss": Choice(("goodness", "symba")),
             "optimizer": Choice(("sgd", "adam")),
         },
@@ -78,7 +80,8 @@ class ForwardForward:
         layers: nn.Module,
         *,
         loss: LocalLoss = "symba",
-        threshold: float = 2.0,
+        threshold: float = 1.0,
+        alpha: float = 8.0,
         classes: int | None = None,
         lr: float = 0.003,
         optimizer: OptimizerName = "adam",
@@ -86,11 +89,14 @@ class ForwardForward:
     ) -> None:
         if loss not in ("goodness", "symba"):
             raise DldwError(f"loss must be goodness or symba, got {loss!r}: what each layer steps down.")
-        if not threshold > 0:
-            raise DldwError(f"threshold must be positive, got {threshold}: it is compared with a mean square.")
+        if not (threshold > 0 and alpha > 0):
+            raise DldwError(
+                f"threshold and alpha must be positive, got {threshold} and {alpha}: the goodness, a mean square, is compared "
+                "with the one, and its differences are multiplied with the other."
+            )
         weights = Weights.of(layers)
         weights.require_trainable()
-        self.loss, self.threshold, self.lr, self.optimizer = loss, threshold, lr, optimizer
+        self.loss, self.threshold, self.alpha, self.lr, self.optimizer = loss, threshold, alpha, lr, optimizer
         self.model = ByGoodness(layers, classes)
         self.generator = generator or torch.Generator(weights.device).manual_seed(torch.initial_seed())
         self._optimizers = BlockOptimizers(lr, optimizer)
@@ -129,7 +135,7 @@ class ForwardForward:
 
     def _loss(self, positive: Tensor, negative: Tensor) -> Tensor:
         if self.loss == "symba":
-            return F.softplus(self.threshold * (negative - positive)).mean()
+            return F.softplus(self.alpha * (negative - positive)).mean()
         return (F.softplus(self.threshold - positive) + F.softplus(negative - self.threshold)).mean()
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from importlib.resources import files
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Settings = dict[str, dict[str, Any]]
+Made = TypeVar("Made")
 
 
 class Tuned(TypedDict):
@@ -96,7 +97,7 @@ def tuned(task: str) -> Tuned:
     return found
 
 
-def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+def seeded(seed: int, make: Callable[[], Made]) -> Made:
     """Runs ``make()`` under ``seed`` and puts the global random state back."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

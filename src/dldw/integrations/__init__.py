@@ -1,0 +1,1 @@
+"""dldw in other libraries: one package for each, named as the library is."""

@@ -61,6 +61,7 @@ class World:
         rate_window: The learning rates, as factors of the tuned one, at which a method trains.
         step_score: Accuracy on step-digits.
         downhill: Cosine of a step with the exact downhill direction.
+        diverse: Deviation of a weight over the first population, by method; it shrinks as the run goes on.
         extra: Further methods by label, in the form of ``CLAIMS``.
     """
 
@@ -126,6 +127,7 @@ class World:
         default_factory=lambda: {BACKPROP: 0.82, NUDGE: 0.86, "spsa": 0.89, "evolution-strategy": 0.91}
     )
     downhill: dict[str, float] = field(default_factory=lambda: {BACKPROP: 1.0, NUDGE: 0.02})
+    diverse: dict[str, float] = field(default_factory=lambda: {"random-search": 1.0})
     extra: dict[str, tuple[str, str, str, str, float, dict[str, Any]]] = field(default_factory=dict)
 
 
@@ -322,6 +324,15 @@ def _run(
                 "seconds": seconds,
             }
             | {"train_loss": 2.3 * (1.02 - accuracy), "loss": 2.35 * (1.03 - accuracy), "accuracy": accuracy}
+            | (
+                {
+                    "generation_best": 2.3 * (1.02 - accuracy),
+                    "generation_median": 3.1 - accuracy,
+                    "diversity": w.diverse[label] / step**0.5,
+                }
+                if step and label in w.diverse
+                else {}
+            )
         )
     diverged = study == "learning-rate" and reached is None and factor > 3
     records.append(

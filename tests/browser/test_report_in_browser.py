@@ -233,7 +233,8 @@ def test_the_toggle_turns_page_and_charts_dark_and_back(visit: Any) -> None:
 def test_the_data_and_the_picture_can_be_saved(visit: Any, kind: str, begins: str, tmp_path: Path) -> None:
     seen = visit()
     for chart in CHARTS:
-        with seen.page.expect_download() as download:
+        seen.page.wait_for_timeout(110)  # a browser drops what is more than ten downloads in a second
+        with seen.page.expect_download(timeout=10_000) as download:
             seen.page.click(f'#{chart} [data-save="{kind}"]')
         assert download.value.suggested_filename == f"dldw-{chart}.{kind}"
         path = tmp_path / download.value.suggested_filename

@@ -85,7 +85,9 @@ def main() -> None:
                 arguments.out.write_text(json.dumps(results, indent=1) + "\n")
         ours = [f"{results[trained]['accuracy'][e]:5.1f}" for e in EVALUATED]
         paper = [f"{p:5.1f}" for p in PAPER[trained]]
-        print(f"trained with {trained:>4}, evaluated with {' '.join(EVALUATED)}: {' '.join(ours)}   paper {' '.join(paper)}")
+        print(
+            f"trained with {trained:>4}, evaluated with {' '.join(EVALUATED)}: {' '.join(ours)}   paper {' '.join(paper)}"
+        )
 
 
 if __name__ == "__main__":

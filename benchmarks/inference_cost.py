@@ -22,7 +22,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import dldw
 from dldw.compare.meter import peak_bytes
@@ -224,7 +231,9 @@ def drift(dtype: torch.dtype, steps: int = 1000) -> dict[str, float]:
         step = METHODS[name](model, lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), 0.0)
         for _ in range(steps):
             step(batch)
-        change = torch.cat([(p.detach().double() - q).flatten() for p, q in zip(model.parameters(), first, strict=True)])
+        change = torch.cat(
+            [(p.detach().double() - q).flatten() for p, q in zip(model.parameters(), first, strict=True)]
+        )
         found[name] = float(change.square().mean().sqrt()) / SIGMA
     return found
 

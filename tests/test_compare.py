@@ -16,6 +16,7 @@ from torch import nn
 from dldw.compare.budget import BUDGETS, parse_budget
 from dldw.compare.displacement import Displacing
 from dldw.compare.estimate import Estimating, Nudging, _bias, exact_gradient, trained_point
+from dldw.compare.generation import generation
 from dldw.compare.landscape import Mapping2d, TwoWeights
 from dldw.compare.meter import Metering, flops, peak_bytes
 from dldw.compare.plan import BASELINES, make_plan
@@ -27,7 +28,9 @@ from dldw.compare.train import Curve, Training, train
 from dldw.compare.tune import SEED, Tuning, trial_score
 from dldw.compare.width import FACTORS, Widening
 from dldw.errors import DldwError, UnknownNameError
+from dldw.learner import Search
 from dldw.registry import method, methods
+from dldw.searcher import Searcher
 from dldw.tasks import load_task
 from tests.harness import OF_ANOTHER_KIND, TINY, Silent, lines
 
@@ -181,6 +184,54 @@ def test_the_untrained_model_is_the_same_for_every_method() -> None:
     starts = [train(task, parse(m), task.settings.get(m, {}), 7, forwards=40).points[0] for m in plain]
     assert {"backprop", "spsa", "particle-swarm", "mono-forward"} <= set(plain)
     assert {(p["step"], p["forwards"], p["loss"]) for p in starts} == {(0, 0.0, starts[0]["loss"])}
+
+
+POPULATION = {"generation_best", "generation_median", "diversity"}
+
+
+def test_a_curve_of_a_searcher_tells_of_its_generations() -> None:
+    task = load_task("digits")
+    curve = train(task, parse("random-search[population=9]"), {"sigma": 0.1, "population": 9}, 0, forwards=40)
+    assert not POPULATION & curve.points[0].keys()
+    for point in curve.points[1:]:
+        assert point["diversity"] == pytest.approx(0.1 * (8 / 9) ** 0.5, rel=0.03)  # of nine Gaussian points about one
+        assert 0 < point["generation_best"] < point["generation_median"] < 5
+
+
+def test_a_generation_of_losses_known_beforehand_is_told_as_it_was() -> None:
+    class Three(Searcher):
+        card = methods()["random-search"].card
+
+        def _reset(self, x0: torch.Tensor) -> None: ...
+
+        def _ask(self, generator: torch.Generator) -> torch.Tensor:
+            return torch.tensor([[1.0, 5.0], [2.0, 5.0], [6.0, 5.0]])
+
+        def _tell(self, candidates: Any, losses: torch.Tensor) -> None: ...
+
+    learner = Search(nn.Linear(1, 2, bias=False), lambda m, b: m.weight[0, 0].log().where(m.weight[0, 0] < 5, torch.nan),
+                     Three())  # fmt: skip
+    assert generation(learner) == {}
+    learner.step(torch.zeros(1))
+    told = generation(learner)
+    assert told["generation_best"] == pytest.approx(0.0)
+    assert told["generation_median"] == pytest.approx(math.log(2))
+    assert told["diversity"] == pytest.approx(math.sqrt((4 + 1 + 9) / 6))  # 1, 2 and 6 about 3; 5 about 5
+
+
+def test_what_has_no_population_tells_of_none() -> None:
+    task = load_task("digits")
+    for method in ("backprop", "evolution-strategy", "hill-climb"):
+        points = train(task, parse(method), {}, 0, forwards=130).points
+        assert len(points) > 1
+        assert not any(POPULATION & point.keys() for point in points), method
+
+
+def test_following_steps_begins_with_the_families_that_the_discussion_names() -> None:
+    plan = make_plan("digits", [], budget=parse_budget("default"))
+    first = [spec.label for spec in plan.shares["displacement"]]
+    others = [label for label in first if label not in ("backprop", "weight-perturbation", "random-search")]
+    assert others[:2] == ["particle-swarm", "genetic-algorithm"]
 
 
 def test_a_seed_gives_the_same_curve_and_another_seed_another() -> None:

@@ -108,6 +108,18 @@ def test_methods_never_import_what_is_built_on_them(file):
     assert not {m for m in imports(file) if any(m == o or m.startswith(f"{o}.") for o in outer)}
 
 
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_nothing_imports_an_integration_and_none_imports_the_page_or_the_command_line(file):
+    home, found = file.relative_to(SRC).parts, imports(file)
+    if home[0] == "integrations":
+        assert not {m for m in found if m.startswith(("dldw.report", "dldw.cli"))}
+        assert len(home) == 2 or not {m for m in found if m.startswith("dldw.integrations")} - {
+            m for m in found if m.startswith(f"dldw.integrations.{home[1]}")
+        }, "one library's integration needs no other"
+    else:
+        assert not {m for m in found if m.startswith("dldw.integrations")}
+
+
 @pytest.mark.parametrize("file", CORE, ids=name)
 def test_the_library_neither_prints_nor_pickles_nor_asserts_nor_seeds(file):
     tree = ast.parse(file.read_text())

@@ -43,6 +43,8 @@ BASELINES = ("backprop", "backprop[checkpoint=true]", "random-search")
 """In every comparison: what nobody may leave out. The untrained model is the evaluation at step 0."""
 FIRST = ("backprop", "weight-perturbation", "backprop[checkpoint=true]", "random-search")
 """What studies take before all others: what the question asks about, and the baselines."""
+NAMED = ("perceptron", "contrastive-divergence", "particle-swarm", "genetic-algorithm")
+"""Whose steps are followed before those of all others but the first: the discussion names them."""
 CORES = 2
 """What a total is meant for: where one process runs alone, the other core waits, and that counts too."""
 
@@ -146,7 +148,7 @@ class Plan:
             "wider cost": order if self.task.wider else [],
             "landscape": plain if budget.grid else [],
             "estimate": sources if budget.draws else [],
-            "displacement": plain if budget.displacements else [],
+            "displacement": ranked(plain, (*FIRST, *NAMED)) if budget.displacements else [],
             "companion": plain if self.task.companion and budget.companion_seeds else [],
             "learning-rate": sources if budget.factors else [],
             "width": sources if budget.widths and self.task.width is not None else [],

@@ -50,6 +50,7 @@ class Backprop(GradientSource):
         forwards="4 if checkpoint else 3",
         memory="d + a; checkpointed: d + a/blocks + one tensor a block",
         paper="Rumelhart, Hinton & Williams 1986; Chen et al. 2016, arXiv 1604.06174",
+        variance="0",
         space={"lr": Float(1e-3, 3.0), "optimizer": Choice(("sgd", "adam"))},
     )
 

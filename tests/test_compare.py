@@ -15,11 +15,12 @@ from torch import nn
 
 from dldw.compare.budget import BUDGETS, parse_budget
 from dldw.compare.displacement import Displacing
-from dldw.compare.estimate import Estimating, Nudging, _bias, exact_gradient, trained_point
 from dldw.compare.generation import generation
+from dldw.compare.estimate import Estimating, Nudging, exact_gradient, trained_point
 from dldw.compare.landscape import Mapping2d, TwoWeights
 from dldw.compare.meter import Metering, flops, peak_bytes
 from dldw.compare.plan import BASELINES, make_plan
+from dldw.compare.quality import distance
 from dldw.compare.run import run
 from dldw.compare.spec import Spec, parse, parse_all
 from dldw.compare.statistics import log_spaced, mean_interval, median_time, share_interval, t95
@@ -221,8 +222,8 @@ def test_a_generation_of_losses_known_beforehand_is_told_as_it_was() -> None:
 
 def test_what_has_no_population_tells_of_none() -> None:
     task = load_task("digits")
-    for method in ("backprop", "evolution-strategy", "hill-climb"):
-        points = train(task, parse(method), {}, 0, forwards=130).points
+    for name in ("backprop", "evolution-strategy", "hill-climb"):
+        points = train(task, parse(name), {}, 0, forwards=130).points
         assert len(points) > 1
         assert not any(POPULATION & point.keys() for point in points), method
 
@@ -502,8 +503,8 @@ def test_ranks_have_a_direction_and_no_size_to_judge() -> None:
 def test_bias_is_seen_through_noise_and_not_made_up_from_it() -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(10, 1000, generator=generator)
-    assert _bias(noise) < 4
-    assert _bias(noise + 1) == pytest.approx(math.sqrt(1000), rel=0.15)
+    assert distance(noise)[1] < 4**2
+    assert distance(noise + 1)[0] == pytest.approx(1000, rel=0.15)
 
 
 def test_the_quotient_on_a_quadratic_is_off_by_half_the_nudge_times_the_curvature() -> None:

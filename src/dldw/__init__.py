@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from dldw.checking import CheckResult as CheckResult
     from dldw.checking import check as check
     from dldw.checking import check_function as check_function
+    from dldw.compare.quality import Quality as Quality
+    from dldw.compare.quality import quality as quality
     from dldw.directional import Directional as Directional
     from dldw.errors import AccumulationError as AccumulationError
     from dldw.errors import DldwError as DldwError
@@ -68,6 +70,8 @@ _HOMES = {
     "CheckResult": "dldw.checking",
     "check": "dldw.checking",
     "check_function": "dldw.checking",
+    "Quality": "dldw.compare.quality",
+    "quality": "dldw.compare.quality",
     "Directional": "dldw.directional",
     "AccumulationError": "dldw.errors",
     "DldwError": "dldw.errors",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -333,6 +334,7 @@ RIVALS = {
 
 def memory(case) -> dict[str, dict[str, int]]:
     """The allocator's peak in two steps beside the bound of the evaluator, in bytes, by method."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler otherwise greets on standard error
     import torch
 
     from dldw.compare.meter import peak_bytes

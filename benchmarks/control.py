@@ -30,9 +30,12 @@ from dldw.tasks.control import Control
 from dldw.tasks.task import tuned
 from dldw.weights import Weights
 
-BUDGETS = {"cartpole": 4e6, "acrobot": 8e6, "pendulum": 6e7, "mountain-car-continuous": 4e6}
+BUDGETS = {"cartpole": 4e6, "acrobot": 8e6, "pendulum": 1e7, "mountain-car-continuous": 4e6}
 """Environment steps after which a run ends unsolved."""
-METHODS = ("evolution-strategy", "low-rank-evolution", "spsa", "random-search", "reinforce")
+METHODS = (
+    "random-search", "hill-climb[proposals=15]", "particle-swarm", "genetic-algorithm", "differential-evolution", "cma-es",
+    "evolution-strategy", "low-rank-evolution", "spsa[directions=8]", "reinforce",
+)  # fmt: skip
 
 
 @torch.no_grad()

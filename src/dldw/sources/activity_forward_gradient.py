@@ -56,8 +56,8 @@ class ActivityForwardGradient(GradientSource):
         memory="2 a: the layers' inputs and noise on their outputs",
         paper="Ren et al. 2022, arXiv 2210.03310",
         space={"lr": Float(1e-4, 1.0), "optimizer": Choice(("sgd", "adam"))},
-        note="Other objective: layers below the last follow losses of their own, not dL/dw; local=False is unbiased. The "
-        "readouts take 2 outputs/width more forwards a step.",
+        note="Other objective: layers below the last follow losses of their own, not dL/dw; local=False is unbiased. "
+        "Readouts take 2 outputs/width more forwards.",
     )
     per_example = True
 
@@ -97,6 +97,8 @@ class ActivityForwardGradient(GradientSource):
         def cut(number: int, h: Tensor) -> Tensor:
             nonlocal along_weights
             (h, tangent), block = forward_ad.unpack_dual(h), noise.probed[len(errors) :]
+            if tangent is None:  # a block without layers
+                return h
             matrix, shared = self._readouts.of(number, h, layout, generator)
             made, found = scores(h, matrix, shared, layout), [torch.zeros_like(p.noise) for p in block]
             flat = tangent.reshape(*h.shape[:shared], -1)

@@ -343,6 +343,18 @@ def test_blocks_named_by_the_model_are_trained_one_by_one():
         source(model, p.batch)
 
 
+def test_activity_forward_gradients_train_named_blocks_with_and_without_layers():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(5, 3), Block(3), nn.Linear(3, 3)).double()
+    model.dldw_blocks = ["0", "1", "2", "3"]
+    x = torch.randn(6, 5, dtype=torch.float64, generator=seeded(1))
+    p = Problem(model, problems.cross_entropy, (x, torch.arange(6) % 3))
+    local = dldw.LocalBackprop(p.loss, generator=seeded())
+    wanted = torch.cat([g.flatten() for g in estimate(local, p)])
+    source = dldw.ActivityForwardGradient(p.loss, groups=1, generator=seeded(6))
+    source.load_state_dict({"generator": None, "readouts": local.state_dict()["readouts"]})
+    assert off_by(draws(source, p, 400), wanted) < 5
+
+
 def test_bypass_of_the_last_layer_is_found_too():
     class Skipping(nn.Module):
         def __init__(self) -> None:

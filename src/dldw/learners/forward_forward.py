@@ -30,10 +30,9 @@ class ForwardForward:
 
     and hands on its outputs divided by their root mean square, so that the next one cannot read the goodness off their
     length. Each block has an optimizer of its own and steps before the next block runs; no graph goes beyond a block. The
-    ``model`` that predicts scores every label by the sum of the goodness of all layers.
+    ``model`` that predicts scores every label by the sum of the goodness of all layers, in C forwards.
 
-    Cost: 4 forward-equivalents, forward and gradient of the weights for positive and negative data; activations and
-    gradients of one block. A prediction takes C forwards.
+    Cost: 4 forward-equivalents, for positive and negative data each 2; activations and gradients of one block.
 
     Source: Hinton 2022, arXiv 2212.13345; symba: Lee & Song 2023, arXiv 2303.08418.
 
@@ -45,7 +44,7 @@ class ForwardForward:
         alpha: α of ``symba``.
         classes: C; by default the last dimension of what ``layers`` put out.
         lr: Learning rate of every block.
-        optimizer: ``sgd`` or ``adam``.
+        optimizer: ``sgd`` or ``adam``, one for each block.
         generator: Where wrong labels are drawn from; by default seeded with ``torch.initial_seed()``.
 
     Example:
@@ -91,8 +90,7 @@ class ForwardForward:
             raise DldwError(f"loss must be goodness or symba, got {loss!r}: what each layer steps down.")
         if not (threshold > 0 and alpha > 0):
             raise DldwError(
-                f"threshold and alpha must be positive, got {threshold} and {alpha}: the goodness, a mean square, is compared "
-                "with the one, and its differences are multiplied with the other."
+                f"threshold and alpha must be positive, got {threshold} and {alpha}: goodness is a mean square."
             )
         weights = Weights.of(layers)
         weights.require_trainable()
@@ -106,7 +104,7 @@ class ForwardForward:
 
         Raises:
             DldwError: The batch is not inputs [B, ..] and whole labels [B].
-            NonFiniteLossError: The loss of a block is NaN or infinite; the blocks below have learnt already.
+            NonFiniteLossError: The loss of a block is; the blocks below have learnt already.
         """
         x, labels = inputs_and_labels(batch)
         weights = Weights.of(self.model.layers)
@@ -140,11 +138,8 @@ class ForwardForward:
 
     def state_dict(self) -> dict[str, Any]:
         """The states of layers, optimizers and generator."""
-        return {
-            "layers": self.model.layers.state_dict(),
-            "optimizers": self._optimizers.state_dict(),
-            "generator": self.generator.get_state(),
-        }
+        layers, optimizers = self.model.layers.state_dict(), self._optimizers.state_dict()
+        return {"layers": layers, "optimizers": optimizers, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` gave."""

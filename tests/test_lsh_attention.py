@@ -77,7 +77,14 @@ def by_hand(
 @pytest.mark.parametrize(("rounds", "length", "chunk", "count"), [(1, 12, 4, 4), (3, 13, 4, 6), (2, 7, 8, 2)])
 @pytest.mark.parametrize("cached", [1 << 18, 32])
 def test_values_and_gradients_are_those_of_one_softmax_over_the_union_of_all_rounds(
-    reach: str, causal: bool, rounds: int, length: int, chunk: int, count: int, cached: int, monkeypatch: pytest.MonkeyPatch
+    reach: str,
+    causal: bool,
+    rounds: int,
+    length: int,
+    chunk: int,
+    count: int,
+    cached: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sorted_attention, "_CACHED", cached)  # in one block, and in many
     monkeypatch.setattr(sorted_attention, "_COPIED", cached)

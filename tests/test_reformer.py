@@ -14,7 +14,9 @@ import dldw
 import dldw.nn
 from dldw.errors import DldwError
 from dldw.nn.lsh_attention import LSHAttention
+from dldw.tasks import load_task
 from dldw.tasks.duplication import Duplication
+from dldw.tasks.text import documentation
 
 SMALL = dldw.nn.ReformerConfig(
     vocabulary=50, width=32, layers=("local", "lsh", "lsh"), positions=(8, 16), hidden=64, hashes=3, chunk=8,
@@ -138,12 +140,16 @@ def test_a_feed_forward_layer_in_chunks_is_the_layer() -> None:
     x = torch.randn(2, 30, 8, dtype=torch.float64, generator=seeded(), requires_grad=True)
     wanted = layer.layers(x)
     assert torch.allclose(layer(x), wanted, atol=1e-12)
-    pairs = zip(*(torch.autograd.grad(y.square().sum(), [x, *layer.parameters()]) for y in (layer(x), wanted)), strict=True)
+    pairs = zip(
+        *(torch.autograd.grad(y.square().sum(), [x, *layer.parameters()]) for y in (layer(x), wanted)), strict=True
+    )
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in pairs)
 
 
 def test_a_loss_in_chunks_is_the_loss() -> None:
-    hidden, weight = (torch.randn(*s, dtype=torch.float64, generator=seeded(), requires_grad=True) for s in ((2, 30, 8), (50, 8)))
+    hidden, weight = (
+        torch.randn(*s, dtype=torch.float64, generator=seeded(), requires_grad=True) for s in ((2, 30, 8), (50, 8))
+    )
     targets = tokens(2, 30).clone()
     targets[0, :4] = -100
     losses = dldw.nn.chunked_cross_entropy(hidden, weight, targets, tokens=7)
@@ -168,7 +174,9 @@ def test_tied_output_weights_are_those_of_the_embedding() -> None:
     x = tokens()
     hidden = tied.encode(x, generator=seeded())
     both = tied.embedding.weight
-    assert torch.allclose(tied(x, generator=seeded()), hidden[..., :32] @ both.T + hidden[..., 32:] @ both.T, atol=1e-10)
+    assert torch.allclose(
+        tied(x, generator=seeded()), hidden[..., :32] @ both.T + hidden[..., 32:] @ both.T, atol=1e-10
+    )
 
 
 def hugging_face(**changes: object) -> tuple[transformers.ReformerConfig, nn.Module]:
@@ -216,7 +224,9 @@ def test_a_model_of_hugging_face_that_does_not_fit_is_refused_with_the_reason() 
     with pytest.raises(DldwError, match=r"hidden_act is 'tanh', and there are gelu, relu, silu"):
         dldw.nn.reformer_from_hugging_face({**given, "hidden_act": "tanh"}, state)
     state.pop("lm_head.decoder.weight")
-    with pytest.raises(DldwError, match=r"missing \['head.weight'\], not known \[\]. Give the state_dict and the config"):
+    with pytest.raises(
+        DldwError, match=r"missing \['head.weight'\], not known \[\]. Give the state_dict and the config"
+    ):
         dldw.nn.reformer_from_hugging_face(given, state)
 
 
@@ -226,9 +236,15 @@ def test_a_model_of_hugging_face_that_does_not_fit_is_refused_with_the_reason() 
         (lambda: model(layers=("dense",)), r"a layer must be lsh or local, got 'dense'"),
         (lambda: model(position_widths=(8, 8)), r"position_widths \(8, 8\) must add up to the width, 32"),
         (lambda: model()(tokens(1, 129)), r"position 128 lies beyond the 128 positions of a grid of 8 x 16"),
-        (lambda: model(causal=False).generate(tokens(), 3), r"causal=False has seen what comes after .* Train one with"),
+        (
+            lambda: model(causal=False).generate(tokens(), 3),
+            r"causal=False has seen what comes after .* Train one with",
+        ),
         (lambda: dldw.nn.ChunkedFeedForward(8, 8, tokens=0), r"tokens must be at least 1, got 0; None takes all"),
-        (lambda: dldw.nn.ChunkedFeedForward(8, 8, activation="tan"), r"activation must be one of gelu, relu, silu, got 'tan'"),
+        (
+            lambda: dldw.nn.ChunkedFeedForward(8, 8, activation="tan"),
+            r"activation must be one of gelu, relu, silu, got 'tan'",
+        ),
         (lambda: dldw.nn.AxialPositions((4, 4), (3,)), r"shape has 2 axes and widths 1: each axis needs"),
         (lambda: dldw.nn.LocalAttention(10, heads=4), r"width of 10 is not 4 equal heads"),
     ],
@@ -238,7 +254,9 @@ def test_arguments_that_do_not_fit_are_explained(make: object, text: str) -> Non
         make()
 
 
-@pytest.mark.parametrize("method", ["backprop", "spsa", "forward-gradient", "evolution-strategy", "weight-perturbation"])
+@pytest.mark.parametrize(
+    "method", ["backprop", "spsa", "forward-gradient", "evolution-strategy", "weight-perturbation"]
+)
 def test_any_source_takes_a_step_on_it_or_says_why_not(method: str) -> None:
     task = Duplication(half=8)
     reformer = task.model(0, 16)
@@ -259,3 +277,40 @@ def test_a_little_duplication_is_learned_and_more_hashes_do_not_hurt() -> None:
         for _ in range(150):
             learner.step(next(batches))
     assert task.evaluate(reformer)["accuracy"] > 0.9
+
+
+def test_duplication_asks_for_the_second_word_only() -> None:
+    task = Duplication(half=16)
+    x, y = next(task.batches(0))
+    assert torch.equal(x[:, :16], x[:, 16:])
+    assert (x[:, 0] == 0).all()
+    assert (x[:, 1:16] > 0).all()
+    assert (y[:, :16] == -100).all()
+    assert torch.equal(y[:, 16:-1], x[:, 17:])
+
+    class Oracle(nn.Module):
+        def forward(self, tokens: Tensor, generator: object = None) -> Tensor:
+            return F.one_hot(tokens.roll(-1, 1), task.symbols).double() * 100
+
+    assert task.evaluate(Oracle()) == {"loss": pytest.approx(0), "accuracy": 1.0}
+
+
+def test_text_is_split_without_overlap_and_both_models_are_of_one_size() -> None:
+    text, plain = load_task("text"), load_task("text-transformer")
+    whole = documentation()
+    parts = [text.train, text.splits["test"]]
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(text.train[-len(text.splits["validation"]) :], text.splits["validation"])
+    sizes = [sum(p.numel() for p in task.model(0).parameters()) for task in (text, plain)]
+    assert abs(sizes[0] / sizes[1] - 1) < 0.01
+    held = len(text.train) - len(text.splits["validation"])
+    text.train = torch.cat((text.train[:held], torch.full((len(text.train) - held,), 255, dtype=torch.uint8)))
+    assert all(int(next(text.batches(seed, tuning=True)).max()) < 255 for seed in range(20))
+
+
+def test_the_plain_transformer_sees_nothing_that_comes_later() -> None:
+    network, x = load_task("text-transformer").model(0, 16).eval(), torch.randint(256, (1, 40), generator=seeded())
+    other = x.clone()
+    other[:, 20:] = 0
+    assert torch.allclose(network(x)[:, :20], network(other)[:, :20], atol=1e-5)
+    assert not torch.allclose(network(x)[:, 20:], network(other)[:, 20:], atol=1e-2)

@@ -37,7 +37,9 @@ class AxialPositions(nn.Module):
             each, more = divmod(widths, len(shape))
             widths = [each + (i < more) for i in range(len(shape))]
         if len(widths) != len(shape):
-            raise DldwError(f"shape has {len(shape)} axes and widths {len(widths)}: each axis needs its own number of features.")
+            raise DldwError(
+                f"shape has {len(shape)} axes and widths {len(widths)}: each axis needs its own number of features."
+            )
         self.shape = tuple(shape)
         sizes = [[n if i == axis else 1 for i in range(len(shape))] for axis, n in enumerate(shape)]
         self.weights = nn.ParameterList(torch.randn(*s, d) for s, d in zip(sizes, widths, strict=True))

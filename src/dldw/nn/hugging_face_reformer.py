@@ -73,7 +73,9 @@ def reformer_from_hugging_face(config: Mapping[str, Any], state: Mapping[str, Te
         epsilon=config["layer_norm_eps"],
     )
     model = Reformer(own).to(next(iter(state.values())).dtype)
-    weights = {_own_name(name): weight for name, weight in state.items() if name != "lm_head.bias"}  # decoder.bias again
+    weights = {
+        _own_name(name): weight for name, weight in state.items() if name != "lm_head.bias"
+    }  # decoder.bias again
     wanted = model.state_dict()
     if weights.keys() != wanted.keys():
         missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())

@@ -85,5 +85,7 @@ def _mask(length: int, c: int, causal: bool, device: torch.device) -> Tensor:
     """Which pairs attend, [1, chunks, c, 2 c or 3 c]."""
     chunks = -(-length // c)
     query = torch.arange(chunks * c, device=device).view(chunks, c, 1)
-    key = torch.arange(-c, c if causal else 2 * c, device=device) + c * torch.arange(chunks, device=device).view(-1, 1, 1)
+    key = torch.arange(-c, c if causal else 2 * c, device=device) + c * torch.arange(chunks, device=device).view(
+        -1, 1, 1
+    )
     return ((key >= 0) & (key < length) & ((key <= query) | (not causal))).unsqueeze(0)

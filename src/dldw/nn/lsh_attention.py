@@ -85,7 +85,9 @@ class LSHAttention(nn.Module):
         if reach not in ("bucket", "chunk", "ring"):
             raise DldwError(f"reach must be bucket, chunk or ring, got {reach!r}.")
         if chunk < 2 or chunk & (chunk - 1):
-            raise DldwError(f"chunk must be a power of two, got {chunk}. The nearest is {1 << max(1, round(math.log2(max(chunk, 2))))}.")
+            raise DldwError(
+                f"chunk must be a power of two, got {chunk}. The nearest is {1 << max(1, round(math.log2(max(chunk, 2))))}."
+            )
         factors = None if buckets is None else (buckets,) if isinstance(buckets, int) else tuple(buckets)
         if factors is not None and (not factors or any(f < 2 or f % 2 for f in factors)):
             raise DldwError(
@@ -134,9 +136,13 @@ class LSHAttention(nn.Module):
             buckets = hash_buckets(qk.detach(), rotations)
             if memo:
                 memo.buckets[self] = buckets
-        return self.join(lsh_attention(qk, v, buckets, self.chunk, reach=self.reach, causal=self.causal, padding=padding))
+        return self.join(
+            lsh_attention(qk, v, buckets, self.chunk, reach=self.reach, causal=self.causal, padding=padding)
+        )
 
-    def draw(self, length: int, device: torch.device | None = None, generator: torch.Generator | None = None) -> Rotations:
+    def draw(
+        self, length: int, device: torch.device | None = None, generator: torch.Generator | None = None
+    ) -> Rotations:
         """Random rotations for inputs of this length."""
         shape = self.heads, self.head_width, self.hashes or 1
         factors = self.factors or bucket_factors(length, self.chunk)
@@ -144,7 +150,8 @@ class LSHAttention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """[batch, length, heads · head width] as [batch, heads, length, head width]."""
-        return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+        return heads
 
     def join(self, x: Tensor) -> Tensor:
         """The output for [batch, heads, length, head width]."""
@@ -186,7 +193,8 @@ def lsh_attention(
     q, k, v = (F.pad(x, (0, 0, 0, extra)).flatten(0, 1) for x in (qk, unit(qk), v))
     rows = None if absent is None else absent.unsqueeze(1).expand(-1, heads, -1).flatten(0, 1)
     sets = Sets(buckets.flatten(1, 2), count, chunk, reach, causal, rows)
-    return sorted_attention(q, k, v, sets)[:, :length].unflatten(0, (batch, heads))
+    out: Tensor = sorted_attention(q, k, v, sets)[:, :length].unflatten(0, (batch, heads))
+    return out
 
 
 @torch.no_grad()
@@ -197,7 +205,9 @@ def hash_buckets(x: Tensor, rotations: Rotations) -> Tensor:
     batch, heads, length, _ = x.shape
     rounds = rotations[0].shape[2]
     count = math.prod(2 * r.shape[3] for r in rotations)
-    found = torch.zeros(rounds, batch, heads, length, dtype=torch.int16 if count < 1 << 15 else torch.int32, device=x.device)
+    found = torch.zeros(
+        rounds, batch, heads, length, dtype=torch.int16 if count < 1 << 15 else torch.int32, device=x.device
+    )
     size = 1
     for rotation in rotations:
         half = rotation.shape[3]
@@ -235,7 +245,8 @@ def full_attention(qk: Tensor, v: Tensor, causal: bool, padding: Tensor | None) 
 
 def unit(x: Tensor) -> Tensor:
     """Unit vectors; zero stays zero."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) / x.shape[-1] ** 0.5
+    norm: Tensor = (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() / x.shape[-1] ** 0.5
+    return x * norm
 
 
 _AT_ONCE = 1 << 20

@@ -78,8 +78,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise DldwError(
-                "a second derivative through hashed attention was asked for (create_graph=True), and its backward pass leaves "
-                "no graph to differentiate. Set hashes = None, which is full attention, where you need it."
+                "a second derivative through hashed attention was asked for (create_graph=True), and its backward pass "
+                "leaves no graph to differentiate. Set hashes = None, which is full attention, where you need it."
             )
         q, k, v, out, total = ctx.saved_tensors
         delta = (grad * out).sum(-1, dtype=total.dtype)

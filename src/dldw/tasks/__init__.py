@@ -30,6 +30,9 @@ TASKS = {
     "acrobot": "dldw.tasks.acrobot:Acrobot",
     "pendulum": "dldw.tasks.pendulum:Pendulum",
     "mountain-car-continuous": "dldw.tasks.mountain_car_continuous:MountainCarContinuous",
+    "duplication": "dldw.tasks.duplication:Duplication",
+    "text": "dldw.tasks.text:Text",
+    "text-transformer": "dldw.tasks.text_transformer:TextTransformer",
 }
 NEEDED = ("name", "summary", "target", "batch_size", "train_examples", "test_examples")
 """What a task has to say of itself, beside its four methods."""

@@ -61,6 +61,7 @@ class World:
         rate_window: The learning rates, as factors of the tuned one, at which a method trains.
         step_score: Accuracy on step-digits.
         downhill: Cosine of a step with the exact downhill direction.
+        deep: Of a gradient at some depth: bytes without a block and for each, time over plain autograd's, relative error.
         extra: Further methods by label, in the form of ``CLAIMS``.
     """
 
@@ -126,6 +127,9 @@ class World:
         default_factory=lambda: {BACKPROP: 0.82, NUDGE: 0.86, "spsa": 0.89, "evolution-strategy": 0.91}
     )
     downhill: dict[str, float] = field(default_factory=lambda: {BACKPROP: 1.0, NUDGE: 0.02})
+    deep: dict[str, tuple[float, float, float, float]] = field(
+        default_factory=lambda: {BACKPROP: (5e5, 2e6, 1.0, 2e-7), CHECKPOINT: (9e5, 1.5e5, 1.4, 2e-7)}
+    )
     extra: dict[str, tuple[str, str, str, str, float, dict[str, Any]]] = field(default_factory=dict)
 
 
@@ -234,7 +238,15 @@ def made_up(
                         factor,
                         w.work[label] if good else math.inf,
                     )[-1:]
-    records += _costs(w) + _estimates(w) + _displacements(w) + _quotients(w) + _two_weights(w) + _trials(w, random)
+    records += (
+        _costs(w)
+        + _depths(w)
+        + _estimates(w)
+        + _displacements(w)
+        + _quotients(w)
+        + _two_weights(w)
+        + _trials(w, random)
+    )
     records.append({"kind": "note", "text": "These results are made up; nothing was measured."})
     records.append({"kind": "done", "seconds": 312.0, "peak_bytes": 700_000_000})
     return [r for r in records if r["kind"] not in set(without)]
@@ -364,6 +376,16 @@ def _costs(w: World) -> list[Record]:
             "forward_peak_bytes": 60_000,
         }
         for label, r in w.ratio.items()
+    ]
+
+
+def _depths(w: World) -> list[Record]:
+    return [
+        {"kind": "depth", "task": "digits", "method": label, "depth": depth, "weights": 1000 + 900 * depth}
+        | {"step_seconds": 1e-3 * depth * ratio, "time_ratio": ratio, "repeats": 30, "gradient_error": error}
+        | {"time_ratio_low": 0.97 * ratio, "time_ratio_high": 1.04 * ratio, "peak_bytes": int(fixed + each * depth)}
+        for label, (fixed, each, ratio, error) in w.deep.items()
+        for depth in (8, 16, 32, 64, 128)
     ]
 
 

@@ -134,3 +134,12 @@ def test_a_constructor_has_at_most_eight_arguments_keyword_only_after_the_first(
     assert len(parameters) <= 8
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:])
     assert "generator" in {p.name for p in parameters}
+
+
+def test_no_public_name_of_the_modules_is_hidden_by_a_file_of_the_same_name():
+    import dldw.nn
+
+    assert not {file.stem for file in (SRC / "nn").glob("*.py")} & set(dldw.nn.__all__)
+    for public in dldw.nn.__all__:
+        assert getattr(dldw.nn, public) is not None
+        assert public in dir(dldw.nn)

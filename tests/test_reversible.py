@@ -14,10 +14,17 @@ from torch import distributed as dist
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
+import dldw
+from dldw.compare.budget import parse_budget
+from dldw.compare.depth import Deepening
 from dldw.compare.meter import peak_bytes
+from dldw.compare.plan import make_plan
+from dldw.compare.spec import parse
 from dldw.errors import DldwError
 from dldw.nn import ReversibleBlock, ReversibleSequential
+from dldw.tasks import load_task
 
 MODES = ("reversible", "checkpoint", "plain")
 WIDTH = 4
@@ -87,6 +94,10 @@ def test_outputs_and_gradients_are_those_of_the_sums_by_hand(mode, keep_last, de
     x = inputs()
     assert torch.equal(module(x), by_hand(module, x))
     assert agrees(module)
+
+
+def test_at_64_blocks_in_float64_gradients_are_equal_to_1e_10():
+    assert agrees(chain(depth=64))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -519,6 +530,18 @@ def test_checkpoints_around_a_chain_or_its_blocks_go_through():
     assert same(gradients(module, x, lambda: module(x)), expected)
 
 
+def test_operations_are_counted_with_the_second_computation_of_the_branches():
+    module, x = chain(dtype=torch.float32), inputs(dtype=torch.float32)
+
+    def operations(mode: str) -> int:
+        module.backward = mode
+        with FlopCounterMode(display=False) as counter:
+            module(x).sum().backward()
+        return counter.get_total_flops()
+
+    assert operations("reversible") * 3 == operations("plain") * 4
+
+
 def test_copies_and_state_dicts_are_the_same_module():
     module, x = chain(lambda: Branch(norm=True), backward="reversible", anchor_every=2), inputs()
     module(x).sum().backward()
@@ -705,3 +728,70 @@ def test_a_branch_that_widens_its_stream_is_an_error():
 def test_mistakes_are_answered_with_what_why_and_what_to_do(make, text):
     with pytest.raises(DldwError, match=text):
         make()
+
+
+# As a way of back-propagation, and in the comparison
+
+
+def cross(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+@pytest.mark.parametrize("options", [{"reversible": True}, {"checkpoint": True}])
+def test_back_propagation_takes_the_way_it_is_told_and_leaves_the_model_as_it_was(options):
+    module = chain(backward="plain")
+    batch = inputs(grad=False), torch.arange(6)
+    dldw.Backprop(cross)(module, batch)
+    expected = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    dldw.Backprop(cross, **options)(module, batch)
+    assert same([p.grad for p in module.parameters()], expected)
+    assert {m.backward for m in (module, *module)} == {"plain", "reversible"}  # the chain's, and the blocks' own
+
+
+@pytest.mark.parametrize(
+    ("options", "model", "text"),
+    [
+        ({"reversible": True}, nn.Linear(2, 2), "reversible=True found no reversible blocks in Linear. Build it with"),
+        ({"reversible": True, "checkpoint": True}, nn.Linear(2, 2), "two ways to the same memory: choose one"),
+    ],
+)
+def test_back_propagation_in_reverse_needs_reversible_blocks(options, model, text):
+    with pytest.raises(DldwError, match=text):
+        dldw.Backprop(cross, **options)(model, (torch.randn(3, 2), torch.zeros(3, dtype=torch.int64)))
+
+
+def test_the_deep_task_compares_the_three_ways_at_every_depth():
+    plan = make_plan("deep", [], budget=parse_budget("quick"))
+    assert [s.label for s in plan.specs] == [
+        "backprop",
+        "backprop[checkpoint=true]",
+        "backprop[reversible=true]",
+        "random-search",
+    ]
+    measured = [item for item in plan.metering({}) if isinstance(item, Deepening)]
+    assert [(m.label, m.depth) for m in measured] == [
+        (s.label, depth) for s in plan.specs[:3] for depth in (8, 16, 32, 64, 128)
+    ]
+    assert not [
+        i for i in make_plan("digits", [], budget=parse_budget("quick")).metering({}) if isinstance(i, Deepening)
+    ]
+
+
+def test_what_is_measured_at_a_depth_is_exact_and_flat_in_memory_for_the_reversible_pass_alone():
+    def record(method: str, depth: int) -> dict:
+        (found,) = Deepening("deep", None, parse(method), (), depth, 0.0).run()
+        return found
+
+    lean, base = ([record(m, depth) for depth in (8, 16)] for m in ("backprop[reversible=true]", "backprop"))
+    assert lean[1]["peak_bytes"] < 1.02 * lean[0]["peak_bytes"]
+    assert base[1]["peak_bytes"] > 1.8 * base[0]["peak_bytes"]
+    assert all(a["gradient_error"] < 2 * b["gradient_error"] < 1e-5 for a, b in zip(lean, base, strict=True))
+    assert (
+        lean[1]["weights"] == base[1]["weights"] == sum(p.numel() for p in load_task("deep").deeper(16)[0].parameters())
+    )
+
+
+def test_a_task_of_one_depth_says_so():
+    with pytest.raises(DldwError, match="digits has one depth: there is no network of 8 blocks"):
+        load_task("digits").deeper(8)

@@ -91,7 +91,7 @@ def test_a_task_file_has_at_most_80_lines(task: Task) -> None:
 
 def test_shipped_settings_exist_for_every_method_and_lie_in_its_space(task: Task) -> None:
     shipped = tuned(task.name)
-    partly = task.interactions is not None or task.name in ("error-rate", "int8-digits", *SEQUENCES)
+    partly = task.interactions is not None or task.name in ("error-rate", "int8-digits", "deep", *SEQUENCES)
     for name in METHODS:
         if method(name).card.needs == "episodes" and task.interactions is None:
             assert name not in task.settings

@@ -25,7 +25,7 @@ pytest.importorskip("altair", reason="the report's extra is not installed")
 
 from dldw.report import write
 from dldw.report.charts import CHARTS, Chart, charts, looks
-from dldw.report.page import render
+from dldw.report.page import SECTIONS, render
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +214,7 @@ def test_every_kind_of_record_has_its_chart(results: Any) -> None:
         "target",
         "cost",
         "memory",
+        "depth",
         "cosine",
         "quotient",
         "growth",
@@ -222,8 +223,10 @@ def test_every_kind_of_record_has_its_chart(results: Any) -> None:
         "tuning",
     }
     assert len(CHARTS) == len(drawn)
+    assert [c for _, _, ids in SECTIONS for c in ids] == [chart.id for chart in charts(results())]
     for kind, gone in (
         ("cost", {"cost", "memory"}),
+        ("depth", {"depth"}),
         ("estimate", {"cosine"}),
         ("bias", {"quotient"}),
         ("landscape", {"landscape"}),

@@ -42,7 +42,9 @@ def other(name: str, needs: str = "loss values") -> tuple[str, str, str, str, fl
     return (name, "search", needs, "population", 16.0, {})
 
 
-REVERSIBLE = other("reversible", "autograd")
+REVERSED = "backprop[reversible=True]"
+REVERSIBLE = {REVERSED: ("backprop", "exact", "autograd", "4", 4.0, {"checkpoint": False, "reversible": True})}
+LEAN = (5e5, 4e3, 1.34, 3e-7)
 FOUR = {
     "swarm": other("particle-swarm"),
     "rbm": other("contrastive-divergence", "no loss"),
@@ -97,27 +99,15 @@ CASES = [
     (same_logic, OPEN, world(), {}),
     (same_logic, OPEN, world(extra=SWARM, downhill={"swarm": 0.1}), {"without": ["displacement"]}),
     (relieved, OPEN, world(), {}),
+    (relieved, OPEN, world(extra=REVERSIBLE, deep={REVERSED: LEAN}), {"without": ["depth"]}),
+    (relieved, HOLDS, world(extra=REVERSIBLE, deep={REVERSED: LEAN}), {}),
+    (relieved, HOLDS, world(extra=REVERSIBLE, deep={REVERSED: LEAN}, work={REVERSED: 2.4e3}), {}),
+    (relieved, PARTLY, world(extra=REVERSIBLE, deep={REVERSED: (5e5, 4e3, 1.9, 3e-7)}), {}),
+    (relieved, PARTLY, world(extra=REVERSIBLE, deep={REVERSED: (5e5, 6e5, 1.3, 3e-7)}), {}),
+    (relieved, NOT, world(extra=REVERSIBLE, deep={REVERSED: (5e5, 4e3, 1.3, 9e-7)}), {}),
+    (relieved, NOT, world(extra=REVERSIBLE, deep={REVERSED: (5e5, 1.5e6, 1.3, 3e-7)}), {}),
+    (relieved, NOT, world(extra=REVERSIBLE, deep={REVERSED: LEAN}, work={REVERSED: math.inf}), {}),
 ]
-for peaks, needs, ruling in (
-    ((9e4,), (2.4e3,), HOLDS),
-    ((9e4, 9e5), (2.4e3, 2.4e3), PARTLY),
-    ((9e4,), (math.inf,), NOT),
-):
-    labels = [f"reversible-{i}" for i in range(len(peaks))]
-    CASES.append(
-        (
-            relieved,
-            ruling,
-            world(
-                extra=dict.fromkeys(labels, REVERSIBLE),
-                work=dict(zip(labels, needs, strict=True)),
-                ratio=dict.fromkeys(labels, 2.2),
-                operations=dict.fromkeys(labels, 4.0),
-                peak={m: int(p) for m, p in zip(labels, peaks, strict=True)},
-            ),
-            {},
-        )
-    )
 
 
 @pytest.mark.parametrize(("claim", "ruling", "truth", "options"), CASES)

@@ -25,6 +25,7 @@ _IDENTITY: dict[str, tuple[str, ...]] = {
     "evaluation": ("study", "task", "method", "seed", "width", "factor", "step"),
     "end": ("study", "task", "method", "seed", "width", "factor"),
     "cost": ("task", "method", "width"),
+    "depth": ("task", "method", "depth"),
     "estimate": ("task", "method", "seed", "width"),
     "displacement": ("task", "method", "seed"),
     "bias": ("task", "nudge"),

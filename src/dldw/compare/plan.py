@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dldw.compare.budget import Budget
+from dldw.compare.depth import Deepening
 from dldw.compare.displacement import Displacing
 from dldw.compare.estimate import Estimating, Nudging
 from dldw.compare.item import SECONDS_PER_FORWARD, Item
@@ -127,6 +128,11 @@ class Plan:
             for study, name in (("cost", self.target), ("wider cost", self.task.wider))
             for spec in self.shares[study]
             for item in self._costs(spec, settings, name)
+        ] + [
+            Deepening(self.target, self.data, spec, _frozen(spec.settings(settings)), depth, self.budget.cost_seconds)
+            for spec in self.specs
+            if spec.method.card.claim == "exact" and spec.method.card.needs == "autograd"
+            for depth in self.task.depths
         ]
 
     @cached_property
@@ -302,7 +308,8 @@ def make_plan(
 
     task = load_task(target, data)
     plays = task.interactions is not None
-    asked = parse_all(methods or [name for name in METHODS if plays or method(name).card.needs != "episodes"])
+    default = task.methods or [name for name in METHODS if plays or method(name).card.needs != "episodes"]
+    asked = parse_all(methods or default)
     probe(target, task)
     asked += [baseline for baseline in parse_all(BASELINES) if baseline not in asked]
     dropped = []

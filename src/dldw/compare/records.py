@@ -126,6 +126,23 @@ class Cost(TypedDict):
     forward_peak_bytes: int  # the same of one bare forward without grad
 
 
+class Depth(TypedDict):
+    """What a backward pass of a network of so many blocks costs, measured alone and interleaved with plain autograd."""
+
+    kind: Literal["depth"]
+    task: str
+    method: str
+    depth: int  # blocks
+    weights: int
+    step_seconds: float  # median of one gradient
+    time_ratio: float  # median of that over plain autograd's, pair by pair
+    time_ratio_low: float  # quartiles of the same
+    time_ratio_high: float
+    repeats: int
+    peak_bytes: int  # allocator peak above the weights and their gradients
+    gradient_error: float  # relative, against plain autograd in float64
+
+
 class Estimate(TypedDict):
     """How good the estimate is at one point in training: against the exact gradient of the same batch."""
 
@@ -233,6 +250,7 @@ Record = (
     | Evaluation
     | End
     | Cost
+    | Depth
     | Estimate
     | Displacement
     | Bias

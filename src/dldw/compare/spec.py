@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _FORM = re.compile(r"(?P<target>[^\[\]]+)(?:\[(?P<settings>[^\[\]]*)\])?")
 _WORDS: dict[str, Any] = {"true": True, "false": False, "none": None}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
-SAME_ESTIMATE = ("checkpoint", "evaluate")
+SAME_ESTIMATE = ("checkpoint", "reversible", "evaluate")
 """Settings that change what an estimate costs and not what it is: they share the tuning of the plain method."""
 
 

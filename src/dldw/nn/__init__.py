@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dldw.nn.axial import AxialPositions as AxialPositions
+    from dldw.nn.conversion import Conversion as Conversion
+    from dldw.nn.conversion import convert as convert
     from dldw.nn.feed_forward import ChunkedFeedForward as ChunkedFeedForward
     from dldw.nn.feed_forward import chunked_cross_entropy as chunked_cross_entropy
     from dldw.nn.hugging_face_reformer import reformer_from_hugging_face as reformer_from_hugging_face
@@ -16,18 +18,24 @@ if TYPE_CHECKING:
     from dldw.nn.reformer import ReformerConfig as ReformerConfig
     from dldw.nn.reversible import ReversibleBlock as ReversibleBlock
     from dldw.nn.reversible import ReversibleSequential as ReversibleSequential
+    from dldw.nn.revnets import RevNet as RevNet
+    from dldw.nn.revnets import revnet as revnet
 
 _HOMES = {
-    "ReversibleBlock": "dldw.nn.reversible",
-    "ReversibleSequential": "dldw.nn.reversible",
-    "ChunkedFeedForward": "dldw.nn.feed_forward",
     "AxialPositions": "dldw.nn.axial",
-    "LSHAttention": "dldw.nn.lsh_attention",
-    "LocalAttention": "dldw.nn.local_attention",
-    "Reformer": "dldw.nn.reformer",
-    "ReformerConfig": "dldw.nn.reformer",
+    "Conversion": "dldw.nn.conversion",
+    "convert": "dldw.nn.conversion",
+    "ChunkedFeedForward": "dldw.nn.feed_forward",
     "chunked_cross_entropy": "dldw.nn.feed_forward",
     "reformer_from_hugging_face": "dldw.nn.hugging_face_reformer",
+    "LocalAttention": "dldw.nn.local_attention",
+    "LSHAttention": "dldw.nn.lsh_attention",
+    "Reformer": "dldw.nn.reformer",
+    "ReformerConfig": "dldw.nn.reformer",
+    "ReversibleBlock": "dldw.nn.reversible",
+    "ReversibleSequential": "dldw.nn.reversible",
+    "RevNet": "dldw.nn.revnets",
+    "revnet": "dldw.nn.revnets",
 }
 __all__ = [*_HOMES]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from dldw.errors import DldwError
@@ -28,10 +28,14 @@ class Replay:
 
     def __init__(self, module: nn.Module, kwargs: Mapping[str, Any]) -> None:
         self.module = module
-        leaves, self._spec = tree_flatten(dict(kwargs))
+        leaves: list[Any] = []
+        self._spec: TreeSpec | None = None
+        if kwargs:
+            leaves, self._spec = tree_flatten(dict(kwargs))
         self._leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         self._modules = list(module.modules())
+        self._recurrent = [m for m in self._modules if isinstance(m, nn.RNNBase)]
         self._slots = [
             (m._parameters, name, p) for m in self._modules for name, p in m._parameters.items() if p is not None
         ]
@@ -72,11 +76,14 @@ class Replay:
             x: The argument, as the first time.
             tensors: One for each of ``self.tensors``, with the same values.
         """
-        leaves = list(self._leaves)
-        for place, tensor in zip(self._places, tensors[self._parameters :], strict=True):
-            leaves[place] = tensor
+        kwargs: dict[str, Any] = {}
+        if self._spec is not None:
+            leaves = list(self._leaves)
+            for place, tensor in zip(self._places, tensors[self._parameters :], strict=True):
+                leaves[place] = tensor
+            kwargs = tree_unflatten(leaves, self._spec)
         with self._as_it_was(tensors), _in_autocast(self._autocast):
-            out: Tensor = self.module(x, **tree_unflatten(leaves, self._spec))
+            out: Tensor = self.module(x, **kwargs)
         return out
 
     @contextmanager
@@ -102,9 +109,8 @@ class Replay:
             for container, name, tensor in now:
                 container[name] = tensor
             _set_training(self._modules, training)
-            for module in self._modules:
-                if isinstance(module, nn.RNNBase):  # forward made a list of what it read, and would hold on to it
-                    module._update_flat_weights()
+            for module in self._recurrent:  # forward made a list of what it read, and would hold on to it
+                module._update_flat_weights()
             if random is not None:
                 torch.set_rng_state(random)
             if devices:
@@ -128,6 +134,11 @@ def require_known(out: Tensor, known: Sequence[Tensor], module: nn.Module) -> No
                 "neither one of its parameters nor one of its arguments, so a reversible backward pass would lose that "
                 "gradient. Register it as an nn.Parameter of the module, or pass it in f_kwargs or g_kwargs."
             )
+
+
+def autocast_enabled(device: str) -> bool:
+    """Whether autocast is on for this type of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _set_training(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dldw.errors import DldwError
+from dldw.nn.replay import autocast_enabled
 from dldw.nn.tape import Streams, Tape
 
 Backward = Literal["reversible", "checkpoint", "plain"]
@@ -61,13 +62,12 @@ class Invertible(nn.Module):
 
     def _run(self, x: Tensor | Streams, f_kwargs: Kwargs | None, g_kwargs: Kwargs | None) -> Any:
         first, second = self._streams(x)
-        if torch.is_autocast_enabled(
-            first.device.type
-        ):  # low precision is for the branches; sums would lose what they add
+        if autocast_enabled(first.device.type):  # low precision is for the branches: sums would lose what they add
             first, second = (s.float() if s.dtype in (torch.float16, torch.bfloat16) else s for s in (first, second))
         tape = Tape(
-            len(self.chain()), checkpoint=self.backward == "checkpoint", plain=self.backward == "plain", keep_last=self.keep_last,
-            anchor_every=self.anchor_every, drift_check=self.drift_check, join=self.dim if isinstance(x, Tensor) else None,
+            len(self.chain()), checkpoint=self.backward == "checkpoint", plain=self.backward == "plain",
+            keep_last=self.keep_last, anchor_every=self.anchor_every, drift_check=self.drift_check,
+            join=self.dim if isinstance(x, Tensor) else None,
         )  # fmt: skip
         streams = self._through(tape, (first, second), f_kwargs, g_kwargs)
         return tape.joined(*streams) if isinstance(x, Tensor) else streams

@@ -65,7 +65,7 @@ class Tape:
         g_kwargs: Mapping[str, Any],
     ) -> Streams:
         """The output of the block at place ``at``."""
-        if self._graph and at <= self._end and not torch._C._are_functorch_transforms_active():
+        if self._graph and at <= self._end and not (x1.is_meta or torch._C._are_functorch_transforms_active()):
             f, g = Replay(block.f, f_kwargs), Replay(block.g, g_kwargs)
             if any(t.requires_grad for t in (x1, x2, *f.tensors, *g.tensors)):
                 self._require_handed_on(at, x1, x2)
@@ -124,7 +124,8 @@ class Tape:
             )
 
     def _require_handed_on(self, at: int, x1: Tensor, x2: Tensor) -> None:
-        if not self.checkpoint and self._handed.get(at - 1, given := _fingerprint(x1, x2)) != given:
+        handed = None if self.checkpoint else self._handed.get(at - 1)
+        if handed is not None and _fingerprint(x1, x2) != handed:
             raise DldwError(
                 f"the input of block {at} of a reversible chain is not the output of block {at - 1}: a forward hook changed "
                 "it, so it could not be recomputed. Put the change between two chains, or set backward='checkpoint'."
@@ -223,8 +224,8 @@ class _Again:
         if not known:
             require_known(self._out, self._inputs, self._module)
         out, self._out = self._out, self._out.detach()
-        found = iter(torch.autograd.grad(out, wanted, gradient.to(out.dtype), allow_unused=True))
-        first, *rest = [next(found) if t.requires_grad else None for t in self._inputs]
+        torch.autograd.backward((out,), (gradient.to(out.dtype),), inputs=wanted)
+        first, *rest = [t.grad for t in self._inputs]
         return first, rest
 
 

@@ -24,6 +24,7 @@ from dldw.report.words import between, duration, number, percent, size, times
 SECTIONS = (
     ("learning", "How far the same work goes", ("curves", "target")),
     ("price", "What one step costs", ("cost", "memory")),
+    ("layers", "What depth costs", ("depth",)),
     ("estimate", "How good the estimate is", ("cosine", "quotient")),
     ("size-and-settings", "What size and settings do", ("growth", "failures")),
     ("descent", "A picture of the descent", ("landscape",)),

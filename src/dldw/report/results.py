@@ -13,6 +13,7 @@ from dldw.compare.records import (
     FORMAT,
     Bias,
     Cost,
+    Depth,
     Displacement,
     Done,
     End,
@@ -46,6 +47,7 @@ class Results:
     evaluations: list[Evaluation] = field(default_factory=list)
     ends: list[End] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
+    depths: list[Depth] = field(default_factory=list)
     estimates: list[Estimate] = field(default_factory=list)
     displacements: list[Displacement] = field(default_factory=list)
     biases: list[Bias] = field(default_factory=list)
@@ -80,7 +82,7 @@ class Results:
     @property
     def backprop(self) -> str | None:
         """The label of plain back-propagation."""
-        return next(iter(self.labelled("backprop", checkpoint=False)), None)
+        return next(iter(self.labelled("backprop", checkpoint=False, reversible=False)), None)
 
     @property
     def nudge(self) -> str | None:
@@ -123,6 +125,7 @@ _TABLES = {
     "evaluation": "evaluations",
     "end": "ends",
     "cost": "costs",
+    "depth": "depths",
     "estimate": "estimates",
     "displacement": "displacements",
     "bias": "biases",
@@ -137,6 +140,7 @@ _KEYS = {
     "evaluations": ("study", "task", "method", "seed", "width", "factor", "step"),
     "ends": ("study", "task", "method", "seed", "width", "factor"),
     "costs": ("task", "method", "width"),
+    "depths": ("task", "method", "depth"),
     "paths": ("task", "method"),
     "landscapes": ("task",),
     "tunings": ("task", "method", "trial"),
@@ -222,6 +226,12 @@ def cost_of(results: Results, method: str | None) -> Cost | None:
     rows = [c for c in results.costs if c["method"] == method and (task is None or c["task"] == task["task"])]
     own = [c for c in rows if task is not None and c["weights"] == task["weights"]]
     return next(iter(own or rows), None)
+
+
+def depths_of(results: Results, method: str | None) -> list[Depth]:
+    """What the gradients of a method cost at each depth, the shallowest first."""
+    name = results.task["task"] if results.task else None
+    return sorted((d for d in results.depths if d["method"] == method and d["task"] == name), key=lambda d: d["depth"])
 
 
 def by_weights(results: Results, method: str) -> dict[int, list[End]]:

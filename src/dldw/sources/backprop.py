@@ -1,4 +1,4 @@
-"""Back-propagation, also with recomputed activations: the baseline nobody may leave out."""
+"""Back-propagation, also with recomputed or reversed activations: the baseline nobody may leave out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
+from dldw.nn.reversible import Invertible
 from dldw.objective import Objective
 from dldw.source import Batch, GradientSource, Loss
 
@@ -24,15 +25,18 @@ class Backprop(GradientSource):
     With ``checkpoint``, the activations inside the repeated blocks of the model are dropped in the forward pass and computed
     again in the backward pass: one more forward in time, and the memory of one block in place of all. Repeated blocks are
     found by structure: composite modules of one class that stand side by side in a container. A ``Sequential`` of plain
-    layers is cut into sqrt(n) segments.
+    layers is cut into sqrt(n) segments. With ``reversible``, the reversible blocks of the model (``dldw.nn``) compute their
+    inputs from their outputs, whatever mode they are set to otherwise.
 
-    Cost: 3 forward-equivalents (one forward, and a backward of two), 4 with ``checkpoint``.
+    Cost: 3 forward-equivalents (one forward, and a backward of two), 4 with ``checkpoint`` or ``reversible``.
 
-    Source: Rumelhart, Hinton & Williams 1986; checkpointing: Chen et al. 2016, arXiv 1604.06174.
+    Source: Rumelhart, Hinton & Williams 1986; checkpointing: Chen et al. 2016, arXiv 1604.06174; reversible
+    blocks: Gomez et al. 2017, arXiv 1707.04585.
 
     Args:
         loss: ``loss(model, batch)``, differentiable, a scalar or one value per example [B].
         checkpoint: True, or the names of the submodules whose activations are computed again.
+        reversible: Whether reversible blocks run in reverse; a model without any is an error.
         generator: Not drawn from; taken so that every source is built alike.
 
     Example:
@@ -47,8 +51,8 @@ class Backprop(GradientSource):
         summary="Reverse-mode differentiation: the exact gradient in one forward and one backward pass.",
         claim="exact",
         needs="autograd",
-        forwards="4 if checkpoint else 3",
-        memory="d + a; checkpointed: d + a/blocks + one tensor a block",
+        forwards="4 if checkpoint or reversible else 3",
+        memory="d + a; checkpointed: d + a/blocks + one tensor a block; reversible: d + a/blocks",
         paper="Rumelhart, Hinton & Williams 1986; Chen et al. 2016, arXiv 1604.06174",
         space={"lr": Float(1e-3, 3.0), "optimizer": Choice(("sgd", "adam"))},
     )
@@ -58,16 +62,23 @@ class Backprop(GradientSource):
         loss: Loss,
         *,
         checkpoint: bool | Sequence[str] = False,
+        reversible: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(loss, generator)
-        self.checkpoint = checkpoint
+        if checkpoint and reversible:
+            raise DldwError("checkpoint and reversible are two ways to the same memory: choose one of them.")
+        self.checkpoint, self.reversible = checkpoint, reversible
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         weights = self._prepare(model)
         objective = Objective(model, self.loss, batch, weights)
-        recomputing = _recomputed(model, self.checkpoint) if self.checkpoint else nullcontext()
-        with torch.enable_grad(), recomputing:
+        lean: AbstractContextManager[None] = nullcontext()
+        if self.checkpoint:
+            lean = _recomputed(model, self.checkpoint)
+        elif self.reversible:
+            lean = _reversed(model)
+        with torch.enable_grad(), lean:
             losses = objective.with_graph()
             loss = objective.mean(losses, "at the model's own weights")
             if not losses.requires_grad:
@@ -78,6 +89,25 @@ class Backprop(GradientSource):
                 )
             losses.mean().backward()
         return objective.tensor(loss)
+
+
+@contextmanager
+def _reversed(model: nn.Module) -> Iterator[None]:
+    """Inside, the reversible blocks keep no activations."""
+    chains = [m for m in model.modules() if isinstance(m, Invertible)]
+    if not chains:
+        raise DldwError(
+            f"reversible=True found no reversible blocks in {type(model).__name__}. Build it with "
+            "dldw.nn.ReversibleSequential, or use checkpoint=True, which needs none."
+        )
+    modes = [chain.backward for chain in chains]
+    try:
+        for chain in chains:
+            chain.backward = "reversible"
+        yield
+    finally:
+        for chain, mode in zip(chains, modes, strict=True):
+            chain.backward = mode
 
 
 @contextmanager

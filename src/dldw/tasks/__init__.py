@@ -21,6 +21,7 @@ TASKS = {
     "step-digits": "dldw.tasks.step_digits:StepDigits",
     "error-rate": "dldw.tasks.error_rate:ErrorRate",
     "int8-digits": "dldw.tasks.int8_digits:Int8Digits",
+    "deep": "dldw.tasks.deep:Deep",
     "quadratic": "dldw.tasks.quadratic:Quadratic",
     "sphere": "dldw.tasks.functions:Sphere",
     "ellipsoid": "dldw.tasks.functions:Ellipsoid",

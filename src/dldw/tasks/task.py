@@ -11,6 +11,8 @@ from typing import Any, ClassVar, TypedDict
 import torch
 from torch import Tensor, nn
 
+from dldw.errors import DldwError
+
 Settings = dict[str, dict[str, Any]]
 
 
@@ -36,6 +38,8 @@ class Task(ABC):
         lowest: The least value the loss can have: what is above it is error.
         companion: A second task whose learning curves belong to a comparison on this one, if any.
         wider: The same task at another width, whose step costs are measured too, if any.
+        methods: What a comparison takes where no methods are named; all registered ones where this is empty.
+        depths: Numbers of blocks at which the cost of exact gradients is measured (see ``deeper``), if any.
         batch_size: Examples in one batch.
         width: Hidden units of the model ``model()`` makes by default, or None where the task has no width.
         train_examples, test_examples: Sizes of the splits, in examples.
@@ -50,6 +54,8 @@ class Task(ABC):
     lowest: ClassVar[float] = 0.0
     companion: ClassVar[str | None] = None
     wider: ClassVar[str | None] = None
+    methods: ClassVar[tuple[str, ...]] = ()
+    depths: ClassVar[tuple[int, ...]] = ()
     batch_size: int
     width: int | None = None
     train_examples: int
@@ -85,6 +91,12 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module, split: str = "test") -> dict[str, float]:
         """``loss`` and the metric, where it is another, on ``test`` or ``validation``, with the model in eval mode."""
+
+    def deeper(self, depth: int) -> tuple[nn.Module, Any]:
+        """A network of ``depth`` blocks, one of ``depths``, and a batch that is large enough for its activations to count."""
+        raise DldwError(
+            f"{self.name} has one depth: there is no network of {depth} blocks. Name a task that has depths."
+        )
 
 
 def tuned(task: str) -> Tuned:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from altair.utils.schemapi import debug_mode
 
 from dldw.report.charts.cost import memory, step_cost
+from dldw.report.charts.depth import depth
 from dldw.report.charts.estimate import cosine, quotient
 from dldw.report.charts.kit import Chart, Look, looks
 from dldw.report.charts.landscape import landscape
@@ -35,6 +36,7 @@ CHARTS: tuple[Callable[[Results], Chart | None], ...] = (
     time_to_target,
     step_cost,
     memory,
+    depth,
     cosine,
     quotient,
     growth,

@@ -79,8 +79,9 @@ def serve():
     made = {}
     for line in sys.stdin:
         name, length, mode = json.loads(line)
-        attention = made.setdefault(name, None) or make(name)
-        made[name] = attention
+        if name not in made:
+            made[name] = make(name)
+        attention = made[name]
         x = torch.randn(1, length, WIDTH, requires_grad=True)
         start = time.perf_counter()
         run(attention, x, mode)
@@ -149,6 +150,7 @@ def compare(arguments):
         exponents = {r.name: slope(lengths, seconds[r.name]) for r in runners}
         log = slope(lengths, [length * math.log(length) for length in lengths])
         cross = crossover(lengths, seconds["dldw"], seconds["fused"])
+        where = "not faster than fused" if cross is None else f"faster than fused from {cross:.0f} tokens on"
         results[mode] = {"exponents": exponents, "exponent of L log L": log, "crossover": cross}
         print(f"{mode}: time grows as L^b, b = {', '.join(f'{n} {b:.3f}' for n, b in exponents.items())}", end="")
         print(

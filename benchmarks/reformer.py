@@ -153,9 +153,7 @@ def compare(arguments):
         where = "not faster than fused" if cross is None else f"faster than fused from {cross:.0f} tokens on"
         results[mode] = {"exponents": exponents, "exponent of L log L": log, "crossover": cross}
         print(f"{mode}: time grows as L^b, b = {', '.join(f'{n} {b:.3f}' for n, b in exponents.items())}", end="")
-        print(
-            f"; that of L log L over these lengths is {log:.3f}; faster than fused from {cross and round(cross)} tokens on"
-        )
+        print(f"; that of L log L over these lengths is {log:.3f}; {where}")
         if arguments.out:
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -240,7 +240,7 @@ def full_attention(qk: Tensor, v: Tensor, causal: bool, padding: Tensor | None) 
     if padding is not None:
         mask = mask.expand(len(qk), 1, -1, -1).masked_fill(padding[:, None, None], -torch.inf)
     mask.diagonal(dim1=-2, dim2=-1).fill_(ONLY_SELF)
-    return F.scaled_dot_product_attention(qk, unit(qk), v, attn_mask=mask, scale=1.0)
+    return F.scaled_dot_product_attention(qk, unit(qk).to(qk.dtype), v, attn_mask=mask, scale=1.0)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from torch import nn
 
 from dldw.compare.budget import BUDGETS, parse_budget
 from dldw.compare.displacement import Displacing
-from dldw.compare.generation import generation
 from dldw.compare.estimate import Estimating, Nudging, exact_gradient, trained_point
+from dldw.compare.generation import generation
 from dldw.compare.landscape import Mapping2d, TwoWeights
 from dldw.compare.meter import Metering, flops, peak_bytes
 from dldw.compare.plan import BASELINES, make_plan

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +18,9 @@ import dldw
 import dldw.nn
 from dldw.errors import DldwError
 from dldw.nn.lsh_attention import LSHAttention
+from dldw.tasks import load_task
 from dldw.tasks.duplication import Duplication
+from dldw.tasks.text import documentation
 
 SMALL = dldw.nn.ReformerConfig(
     vocabulary=50, width=32, layers=("local", "lsh", "lsh"), positions=(8, 16), hidden=64, hashes=3, chunk=8,
@@ -72,6 +78,20 @@ def test_buckets_are_found_once_and_replayed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(dldw.nn.lsh_attention, "hash_buckets", lambda *a: calls.append(1) or find(*a))
     model().loss(tokens()).mean().backward()
     assert len(calls) == 2  # one for each hashed layer, none in the backward pass
+
+
+@pytest.mark.parametrize("hashes", [3, None])
+def test_under_autocast_the_gradients_are_those_of_plain_autograd_under_autocast(hashes: int | None) -> None:
+    reformer, x = model(hashes=hashes).float(), tokens()
+    exact, found = reformer.loss(x, generator=seeded(1)).mean(), {}
+    for backward in ("plain", "reversible"):
+        reformer.blocks.backward = backward
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = reformer.loss(x, generator=seeded(1)).mean()
+        assert abs(float((loss - exact).detach())) < 0.05
+        found[backward] = torch.autograd.grad(loss, list(reformer.parameters()))
+    for own, plain in zip(found["reversible"], found["plain"], strict=True):
+        assert (own - plain).norm() <= 0.02 * plain.norm()
 
 
 def test_no_later_token_changes_a_logit() -> None:
@@ -264,14 +284,61 @@ def test_any_source_takes_a_step_on_it_or_says_why_not(method: str) -> None:
     assert any(not torch.equal(p, b) for p, b in zip(reformer.parameters(), before, strict=True))
 
 
-def test_a_little_duplication_is_learned_and_more_hashes_do_not_hurt() -> None:
+def test_a_little_duplication_is_learned_through_hashes() -> None:
     task = Duplication(half=16)
-    task.symbols = 16
-    reformer = task.model(0, 64)
-    learner = dldw.Descent(reformer, dldw.Backprop(task.loss), torch.optim.Adam(reformer.parameters(), lr=3e-3))
+    task.symbols, task.chunk = 8, 8
+    reformer = task.model(0, 32)
+    learner = dldw.Descent(reformer, dldw.Backprop(task.loss), torch.optim.Adam(reformer.parameters(), lr=5e-3))
     batches = task.batches(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for _ in range(150):
+        for _ in range(100):
             learner.step(next(batches))
     assert task.evaluate(reformer)["accuracy"] > 0.9
+
+
+def test_duplication_asks_for_the_second_word_only() -> None:
+    task = Duplication(half=16)
+    x, y = next(task.batches(0))
+    assert torch.equal(x[:, :16], x[:, 16:])
+    assert (x[:, 0] == 0).all()
+    assert (x[:, 1:16] > 0).all()
+    assert (y[:, :16] == -100).all()
+    assert torch.equal(y[:, 16:-1], x[:, 17:])
+
+    class Oracle(nn.Module):
+        def forward(self, tokens: Tensor, generator: object = None) -> Tensor:
+            return F.one_hot(tokens.roll(-1, 1), task.symbols).double() * 100
+
+    assert task.evaluate(Oracle()) == {"loss": pytest.approx(0), "accuracy": 1.0}
+
+
+def test_text_is_split_without_overlap_and_both_models_are_of_one_size() -> None:
+    text, plain = load_task("text"), load_task("text-transformer")
+    whole = documentation()
+    parts = [text.train, text.splits["test"]]
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(text.train[-len(text.splits["validation"]) :], text.splits["validation"])
+    sizes = [sum(p.numel() for p in task.model(0).parameters()) for task in (text, plain)]
+    assert abs(sizes[0] / sizes[1] - 1) < 0.01
+    held = len(text.train) - len(text.splits["validation"])
+    text.train = torch.cat((text.train[:held], torch.full((len(text.train) - held,), 255, dtype=torch.uint8)))
+    assert all(int(next(text.batches(seed, tuning=True)).max()) < 255 for seed in range(20))
+
+
+def test_the_plain_transformer_sees_nothing_that_comes_later() -> None:
+    network, x = load_task("text-transformer").model(0, 16).eval(), torch.randint(256, (1, 40), generator=seeded())
+    other = x.clone()
+    other[:, 20:] = 0
+    assert torch.allclose(network(x)[:, :20], network(other)[:, :20], atol=1e-5)
+    assert not torch.allclose(network(x)[:, 20:], network(other)[:, 20:], atol=1e-2)
+
+
+def test_the_example_reads_and_writes() -> None:
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, root / "examples" / "reformer_text.py", "--length", "128", "--steps", "2", "--sample", "10"],
+        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(root / "src")},
+    )  # fmt: skip
+    assert "bits a byte after 2 windows of 128 bytes; a sample:" in done.stdout
+    assert len(done.stdout.split("The import statement")[1].rstrip("\n")) >= 1

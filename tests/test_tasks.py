@@ -27,6 +27,10 @@ def idx(array: np.ndarray) -> bytes:
     return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
 
 
+SEQUENCES = ("duplication", "text", "text-transformer")
+"""Tasks whose one shipped setting was chosen by hand."""
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """240 + 60 images whose class is the row that is lit; half of the files are gzipped."""

@@ -114,7 +114,8 @@ class LocalCache:
         self.keys[:, :, new:stop], self.values[:, :, new:stop] = k, v
         self.tokens = stop
         if new == 0:
-            return layer(x)
+            first: Tensor = layer(x)
+            return first
         seen = slice(max(0, new // layer.chunk - 1) * layer.chunk, stop)
         out = F.scaled_dot_product_attention(q, self.keys[:, :, seen], self.values[:, :, seen])
         projected: Tensor = layer.output(out.transpose(1, 2).flatten(2))
@@ -134,7 +135,7 @@ def generate(
     top: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
-    """Yields ``new`` tokens [batch] that follow ``tokens`` [batch, length], one after the other; see ``Reformer.generate``."""
+    """Yields ``new`` tokens [batch] that follow ``tokens`` [batch, length], one by one; see ``Reformer.generate``."""
     length = tokens.shape[1] + new
     rotations = model.draw(length, generator).rotations
     cached = all(layer.reach == "bucket" for layer in model.hashed())

@@ -150,7 +150,8 @@ class LSHAttention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """[batch, length, heads · head width] as [batch, heads, length, head width]."""
-        return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+        return heads
 
     def join(self, x: Tensor) -> Tensor:
         """The output for [batch, heads, length, head width]."""
@@ -192,7 +193,8 @@ def lsh_attention(
     q, k, v = (F.pad(x, (0, 0, 0, extra)).flatten(0, 1) for x in (qk, unit(qk), v))
     rows = None if absent is None else absent.unsqueeze(1).expand(-1, heads, -1).flatten(0, 1)
     sets = Sets(buckets.flatten(1, 2), count, chunk, reach, causal, rows)
-    return sorted_attention(q, k, v, sets)[:, :length].unflatten(0, (batch, heads))
+    out: Tensor = sorted_attention(q, k, v, sets)[:, :length].unflatten(0, (batch, heads))
+    return out
 
 
 @torch.no_grad()
@@ -238,12 +240,13 @@ def full_attention(qk: Tensor, v: Tensor, causal: bool, padding: Tensor | None) 
     if padding is not None:
         mask = mask.expand(len(qk), 1, -1, -1).masked_fill(padding[:, None, None], -torch.inf)
     mask.diagonal(dim1=-2, dim2=-1).fill_(ONLY_SELF)
-    return F.scaled_dot_product_attention(qk, unit(qk), v, attn_mask=mask, scale=1.0)
+    return F.scaled_dot_product_attention(qk, unit(qk).to(qk.dtype), v, attn_mask=mask, scale=1.0)
 
 
 def unit(x: Tensor) -> Tensor:
     """Unit vectors; zero stays zero."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) / x.shape[-1] ** 0.5
+    norm: Tensor = (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() / x.shape[-1] ** 0.5
+    return x * norm
 
 
 _AT_ONCE = 1 << 20

@@ -68,8 +68,8 @@ class ReformerConfig:
         if kind == "local":
             return LocalAttention(self.width, chunk=self.local_chunk or self.chunk, **same)
         if kind == "lsh":
-            hashing = {"hashes": self.hashes, "chunk": self.chunk, "buckets": self.buckets, "reach": self.reach}
-            return LSHAttention(self.width, **hashing, **same)
+            same |= {"hashes": self.hashes, "chunk": self.chunk, "buckets": self.buckets, "reach": self.reach}
+            return LSHAttention(self.width, **same)
         raise DldwError(f"a layer must be lsh or local, got {kind!r}.")
 
 

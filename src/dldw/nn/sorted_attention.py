@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -22,7 +22,7 @@ class Sets(NamedTuple):
 
     Attributes:
         buckets: The bucket of every token in every round, [rounds, rows, tokens], integers; padding in the last one.
-        count: Buckets in all, the one of the padding included.
+        bucket_count: Buckets in all, the one of the padding included.
         chunk: Tokens in a chunk, a power of two that divides the number of tokens.
         reach: ``bucket``, ``chunk`` or ``ring``.
         causal: Whether later tokens are out of reach.
@@ -30,7 +30,7 @@ class Sets(NamedTuple):
     """
 
     buckets: Tensor
-    count: int
+    bucket_count: int
     chunk: int
     reach: Reach
     causal: bool
@@ -54,7 +54,8 @@ def sorted_attention(q: Tensor, k: Tensor, v: Tensor, sets: Sets) -> Tensor:
         v: Values, as ``q``.
         sets: Who attends to whom.
     """
-    out: Tensor = cast(Any, _Attention).apply(q, k, v, sets)[0]
+    with torch.autocast(q.device.type, enabled=False):  # both passes in the precision of q
+        out: Tensor = cast(Any, _Attention).apply(q, k.to(q.dtype), v.to(q.dtype), sets)[0]
     return out
 
 
@@ -78,8 +79,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise DldwError(
-                "a second derivative through hashed attention was asked for (create_graph=True), and its backward pass leaves "
-                "no graph to differentiate. Set hashes = None, which is full attention, where you need it."
+                "a second derivative through hashed attention was asked for (create_graph=True), and its backward pass "
+                "leaves no graph to differentiate. Set hashes = None, which is full attention, where you need it."
             )
         q, k, v, out, total = ctx.saved_tensors
         delta = (grad * out).sum(-1, dtype=total.dtype)
@@ -98,8 +99,8 @@ class _Attention(torch.autograd.Function):
         change = torch.empty_like(out)
         for start, stop in _groups(q, ctx.sets):
             s = slice(start, stop)
-            given = (x[s].reshape(-1, x.shape[-1]) for x in (q, k, v, dq, dk, dv, out))
-            change[s] = _tangent(*given, total[s].reshape(-1), _Sorted(ctx.sets.rows(start, stop))).view_as(out[s])
+            given = [x[s].reshape(-1, x.shape[-1]) for x in (q, k, v, dq, dk, dv, out)]
+            change[s] = _tangent(given, total[s].reshape(-1), _Sorted(ctx.sets.rows(start, stop))).view_as(out[s])
         return change, None
 
 
@@ -116,7 +117,7 @@ class _Sorted:
         self.sets, self.rounds, self.chunk, self.slots = sets, rounds, chunk, tokens // chunk + 1
         self.windows = rows * self.slots - 1
         row = torch.arange(rounds * rows, device=device, dtype=torch.int32).view(rounds, rows, 1)
-        order = torch.sort((sets.buckets + row * sets.count).flatten(), stable=True).indices
+        order = torch.sort((sets.buckets + row * sets.bucket_count).flatten(), stable=True).indices
         rank = torch.arange(tokens, device=device)
         token = order.view(rounds, rows, -1, chunk) - (row - row % rows).unsqueeze(-1).long() * tokens
         self.index = torch.empty(rounds, rows, self.slots, chunk, dtype=torch.int64, device=device)
@@ -256,10 +257,9 @@ def _backward(
     return tuple(x.view(-1, d).index_select(0, own.place).view(own.rounds, *shape).sum(0) for x in sums)
 
 
-def _tangent(
-    q: Tensor, k: Tensor, v: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, out: Tensor, total: Tensor, own: _Sorted
-) -> Tensor:
+def _tangent(given: Sequence[Tensor], total: Tensor, own: _Sorted) -> Tensor:
     """The change of the outputs: with t that of the logits, P (t (v - out) + dv) summed over rounds and keys."""
+    q, k, v, dq, dk, dv, out = given
     c, d = own.chunk, q.shape[-1]
     sums = q.new_empty(own.rounds, own.index.shape[1], d)
     for r, start, stop in own.blocks():

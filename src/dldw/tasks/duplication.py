@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from dldw.nn.reformer import Reformer, ReformerConfig
 from dldw.tasks.task import Task, seeded
 
-Batch = tuple[Tensor, Tensor]
-
 
 class Duplication(Task):
     """Sequences 0w0w, w random symbols; what is predicted is the second w (Kitaev et al. 2020, arXiv 2001.04451, table 2).
@@ -46,18 +44,18 @@ class Duplication(Task):
         )  # fmt: skip
         return seeded(seed, lambda: Reformer(config))
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         tokens, targets = batch
         logits: Tensor = model(tokens)
         return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").sum(1) / (targets >= 0).sum(1)
 
-    def batches(self, seed: int, tuning: bool = False) -> Iterator[Batch]:
+    def batches(self, seed: int, tuning: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Sequences are drawn afresh, so that no split has to be kept apart."""
         generator = torch.Generator().manual_seed(seed)
         while True:
             yield self.draw(self.batch_size, generator)
 
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sequences [count, 2 half] and what comes next, [count, 2 half], -100 where it cannot be known."""
         word = torch.randint(1, self.symbols, (count, self.half), generator=generator)
         word[:, 0] = 0
@@ -68,7 +66,7 @@ class Duplication(Task):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str = "test") -> dict[str, float]:
-        """The loss, and the share of the second w's symbols that get the highest logit; rotations are the same every time."""
+        """The loss, and the share of the second w's symbols with the highest logit; rotations are the same every time."""
         generator = torch.Generator().manual_seed(1 if split == "test" else 2)
         was_training = model.training
         model.eval()
@@ -76,7 +74,5 @@ class Duplication(Task):
         counted = targets >= 0
         logits = model(tokens, generator=generator)[counted]
         model.train(was_training)
-        return {
-            "loss": float(F.cross_entropy(logits, targets[counted])),
-            "accuracy": float((logits.argmax(-1) == targets[counted]).float().mean()),
-        }
+        right = (logits.argmax(-1) == targets[counted]).float()
+        return {"loss": float(F.cross_entropy(logits, targets[counted])), "accuracy": float(right.mean())}

@@ -261,8 +261,11 @@ def main() -> None:
             rows = results.setdefault(f"{name} {dtype}", {"weights_millions": size})
             for method in arguments.only or METHODS:
                 row = rows[method] = bench.measure(METHODS[method], arguments.repeats)
-                print(f"  {method:30s} {row['ratio']:5.2f} x two forwards [{row['low']:.2f}, {row['high']:.2f}]"
-                      f"  {row['seconds']:7.2f} s  peak {row['peak_mib']:6.0f} MiB, a forward's {row['forward_peak_mib']:.0f}")  # fmt: skip
+                print(
+                    f"  {method:30s} {row['ratio']:5.2f} x two forwards [{row['low']:.2f}, {row['high']:.2f}]"
+                    f"  {row['seconds']:7.2f} s  peak {row['peak_mib']:6.0f} MiB, "
+                    f"a forward's {row['forward_peak_mib']:.0f}"
+                )
             if arguments.population:
                 row = rows["population of 8 / plain"] = population(bench, arguments.repeats)
                 print(f"  {'8 directions in one pass':30s} {row['ratio']:5.2f} x a plain forward of as many examples")

@@ -108,7 +108,7 @@ def sweep(
             for direction in drawn:
                 try:
                     (row,), stencil, (step,) = type(slope)(value).measure(
-                        objective, direction, Evaluator("sequential"), generator
+                        objective, direction, Evaluator("sequential"), [value]
                     )
                 except DldwError:
                     found.append(math.inf)

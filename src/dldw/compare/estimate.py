@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from dldw.compare.item import SECONDS_PER_FORWARD, Identity, Item, MethodItem, note
 from dldw.compare.quality import measure, trainable
@@ -121,24 +120,24 @@ class Nudging(Item):
                 note(f"The difference quotient on {self.task} has no exact derivative to be compared with: {error}")
             ]
         weights = trainable(model)
-        sizes = [p.numel() for p in weights.values()]
         alive = g.nonzero().flatten()  # a pixel that is always blank has weights that change nothing
         generator = torch.Generator().manual_seed(0)
         picks = alive[torch.randperm(len(alive), generator=generator)[: self.count]]
         signs = torch.randint(2, (len(picks),), generator=generator) * 2 - 1
         rms = float(g[alive].square().mean().sqrt())
-        flat = torch.cat([p.detach().flatten() for p in weights.values()])
+        spots = [(p, i) for p in weights.values() for i in range(p.numel())]
         with torch.no_grad():
             plain = _mean_loss(task, model, batch)
             records = []
             for nudge in self.nudges:
                 quotients = []
                 for pick, sign in zip(picks.tolist(), signs.tolist(), strict=True):
-                    moved = flat.clone()
-                    moved[pick] += sign * nudge
-                    parts = zip(weights.items(), moved.split(sizes), strict=True)
-                    nudged = _With(model, {name: part.view_as(p) for (name, p), part in parts})
-                    quotients.append((_mean_loss(task, nudged, batch) - plain) / (sign * nudge))
+                    p, i = spots[pick]
+                    spot = p.view(-1)[i]
+                    kept = spot.clone()
+                    spot += sign * nudge
+                    quotients.append((_mean_loss(task, model, batch) - plain) / (sign * nudge))
+                    spot.copy_(kept)
                 found = torch.tensor(quotients, dtype=torch.float64)
                 errors = (found - g[picks]).abs() / rms
                 low, middle, high = torch.quantile(
@@ -156,17 +155,6 @@ class Nudging(Item):
                 }
                 records.append(cast(Record, record))
         return records
-
-
-class _With(nn.Module):
-    """A model with other values for its weights, which themselves are not written."""
-
-    def __init__(self, model: nn.Module, values: dict[str, Tensor]) -> None:
-        super().__init__()
-        self._model, self._values = [model], values  # in a list: not a submodule of this one
-
-    def forward(self, *inputs: Any) -> Any:
-        return functional_call(self._model[0], self._values, inputs)
 
 
 def _mean_loss(task: Task, model: nn.Module, batch: Any) -> float:

@@ -177,7 +177,7 @@ def deep(arguments):
         loss.backward()
         optimizer.step()
         row = {
-            "layers": 12, "length": arguments.length, "backward": arguments.backward, "loss": float(loss),
+            "layers": 12, "length": arguments.length, "backward": arguments.backward, "loss": float(loss.detach()),
             "weights": sum(p.numel() for p in model.parameters()), "peak MiB": round(resident()),
             "seconds": time.perf_counter() - start,
         }  # fmt: skip

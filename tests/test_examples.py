@@ -34,6 +34,6 @@ def test_ten_hyperparameters_are_found_by_cma_es_with_a_log_that_replays(tmp_pat
     middle, after = (float(e) for e in re.findall(r"error (\d\.\d+)", said))
     assert after <= middle
     assert "after 11 evaluations" in said
-    again = dldw.replay(tmp_path / "run.jsonl", dldw.CMAES(sigma=0.5))
+    again = dldw.replay_search(tmp_path / "run.jsonl", dldw.CMAES(sigma=0.5))
     assert again.evaluations == 11
     assert round(again.loss, 4) == after

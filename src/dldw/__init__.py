@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dldw import integrations as integrations
     from dldw import nn as nn
     from dldw import testing as testing
     from dldw.card import Card as Card
@@ -120,7 +119,7 @@ _HOMES = {
     "SVRG": "dldw.sources.svrg",
     "WeightPerturbation": "dldw.sources.weight_perturbation",
 }
-_ROOMS = ("integrations", "nn", "testing")
+_ROOMS = ("nn", "testing")
 __all__ = [*_HOMES, *_ROOMS, "__version__"]
 
 

@@ -36,6 +36,8 @@ from dldw.tasks import load_task
 from tests.harness import OF_ANOTHER_KIND, TINY, Silent, lines
 
 METHODS = [name for name in methods() if name not in OF_ANOTHER_KIND]
+"""Those that can run on a network of several layers."""
+TUNED = list(tuned("digits")["settings"])
 """Those of the default comparison."""
 
 # ---- specs
@@ -352,16 +354,26 @@ def test_a_loss_far_above_the_untrained_one_counts_as_diverged() -> None:
 def test_the_baselines_are_always_there() -> None:
     plan = make_plan("digits", ["spsa"], budget=TINY)
     assert {s.label for s in plan.specs} == {"spsa", *BASELINES}
-    assert {s.label for s in make_plan("digits", [], budget=TINY).specs} == {*METHODS, "backprop[checkpoint=true]"}
+    assert {s.label for s in make_plan("digits", [], budget=TINY).specs} == {*TUNED, "backprop[checkpoint=true]"}
 
 
 def test_a_baseline_that_cannot_run_is_left_out_with_the_reason() -> None:
-    plan = make_plan("quadratic", [], budget=TINY)
+    plan = make_plan("quadratic", [], budget=TINY, trials=1)
     dropped = {text.split()[0]: text for text in plan.dropped}
     assert {s.label for s in plan.specs} == {*METHODS, "backprop[checkpoint=true]"} - set(dropped)
     assert "is not there, because it cannot run on quadratic: checkpoint=True" in dropped["backprop[checkpoint=true]"]
     assert "is not there, because it cannot run on quadratic: a perceptron is one nn.Linear" in dropped["perceptron"]
     assert "a rule for Linear and Conv layers, and Point runs none" in dropped["feedback-alignment"]
+
+
+def test_what_has_no_tuned_settings_is_not_in_the_default_comparison_and_is_named() -> None:
+    plan = make_plan("digits", [], budget=TINY)
+    (reason,) = plan.dropped
+    missing = set(METHODS) - set(TUNED)
+    assert missing
+    assert missing <= set(re.split(r",? ", reason))
+    assert "are not there, because digits has no settings tuned for them: name the methods to compare, or let" in reason
+    assert {"mezo"} < {s.label for s in make_plan("digits", ["mezo"], budget=TINY).specs}
 
 
 def test_what_shares_its_tuning_is_tuned_once() -> None:

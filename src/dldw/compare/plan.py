@@ -311,10 +311,18 @@ def make_plan(
     task = load_task(target, data)
     plays = task.interactions is not None
     default = task.methods or [name for name in METHODS if plays or method(name).card.needs != "episodes"]
+    dropped = []
+    if not methods and not trials and not task.methods and task.settings:  # untuned beside tuned would not be fair
+        searched = {*task.settings, *(trial["method"] for trial in tuned(task.name)["record"])}
+        if untuned := [name for name in default if name not in searched]:
+            default = [name for name in default if name in searched]
+            dropped.append(
+                f"{', '.join(untuned)} {'are' if len(untuned) > 1 else 'is'} not there, because {target} has no settings "
+                "tuned for them: name the methods to compare, or let --tune find settings for all"
+            )
     asked = parse_all(methods or default)
     probe(target, task)
     asked += [baseline for baseline in parse_all(BASELINES) if baseline not in asked]
-    dropped = []
     for spec in list(asked):
         optional = spec.label in BASELINES or not methods  # nobody named it: left out where it cannot run
         if optional and (reason := unable(task, spec)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from dldw.learner import Search
 from dldw.registry import method, methods
 from dldw.searcher import Searcher
 from dldw.tasks import load_task
+from dldw.tasks.task import tuned
 from tests.harness import OF_ANOTHER_KIND, TINY, Silent, lines
 
 METHODS = [name for name in methods() if name not in OF_ANOTHER_KIND]

@@ -254,7 +254,7 @@ def test_node_perturbation_of_what_cannot_be_told_apart_is_an_error():
         source(p.model, x)
     with pytest.raises(dldw.DldwError, match=r"reads one loss for each example \[B\], and the loss is a scalar"):
         dldw.NodePerturbation(lambda m, batch: m(batch).square().sum())(p.model, x)
-    turns = iter((3, 4))
+    turns = iter((3, 3, 4))  # one look at the layers, and two sides
 
     def changing(m, batch):
         return m[1][0](batch[: next(turns)]).square().sum(1)

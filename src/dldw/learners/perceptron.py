@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dldw.errors import DldwError, NonFiniteLossError
-from dldw.readout import Readout, require_margin
+from dldw.top_layer import Readout, require_margin
 from dldw.source import Batch
 from dldw.weights import Weights
 

@@ -145,6 +145,18 @@ def train(
 
 
 @app.command()
+def replay(
+    base: Annotated[Path, typer.Argument(help="The weights that the run began with, in safetensors.")],
+    log: Annotated[Path, typer.Argument(help="The log that dldw.ForwardOnly wrote.")],
+    out: Annotated[Path, typer.Option(help="Where to save the trained weights, in safetensors.")],
+) -> None:
+    """Make the weights that forward passes alone have trained, from the first ones and the log of the run."""
+    from dldw.compare.single import replay_and_save
+
+    replay_and_save(base, log, out)
+
+
+@app.command()
 def check(
     target: Annotated[
         str,

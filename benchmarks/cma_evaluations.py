@@ -1,7 +1,8 @@
 """Evaluations that CMA-ES needs to 1e-8, and how often it gets there, beside pycma on the same instances.
 
 Both see the same 25 instances of each function and the same start point, sigma, population and budget; each ends a run by its
-own criteria. Cases that ``--out`` holds already are not run again. The peer runs in its own environment, which needs cma.
+own criteria. Runs that ``--out`` holds already are not made again: a row that was cut short goes on with its next instance.
+The peer runs in its own environment, which needs cma, at the same time.
 
     python benchmarks/cma_evaluations.py --peers PYTHON [--only TEXT] [--out benchmarks/results/cma_evaluations.json]
 """
@@ -28,10 +29,13 @@ FUNCTIONS = {
     "rastrigin": lambda z: (z**2 + 10 * (1 - np.cos(2 * np.pi * z))).sum(1),
 }
 BUDGETS = {5: 100_000, 20: 200_000, 40: 600_000}
+RESTART_BUDGETS = {5: 100_000, 20: 2_000_000}
+"""Of all restarts together, of which the first are in vain."""
 
 
 def case(function, d, *, variant="full", population=None):
-    return {"function": function, "d": d, "variant": variant, "population": population}
+    budget = (RESTART_BUDGETS if variant in ("ipop", "bipop") else BUDGETS)[d]
+    return {"function": function, "d": d, "variant": variant, "population": population, "budget": budget}
 
 
 CASES = [
@@ -99,24 +103,35 @@ def run_pycma(instance, seed, sigma, population, variant, budget):
         search.tell(x, instance(x).tolist())
 
 
-def runs(run, case):
-    warnings.simplefilter("ignore")
-    name, d, variant = case["function"], case["d"], case["variant"]
-    hits = []
-    for seed in range(SEEDS):
-        instance = Instance(name, d, variant != "diagonal", seed)
-        run(instance, seed, 2.0 if name == "rastrigin" else 1.0, case["population"], variant, BUDGETS[d])
-        hits.append(instance.hit)
-    return hits
+def run_on(run, case, seed):
+    """The evaluations to the target on one instance, or None."""
+    name, variant = case["function"], case["variant"]
+    instance = Instance(name, case["d"], variant != "diagonal", seed)
+    run(instance, seed, 2.0 if name == "rastrigin" else 1.0, case["population"], variant, case["budget"])
+    return instance.hit
 
 
-def not_worse(own: int, peer: int) -> float:
+def finish(case, row, peers, save):
+    """Makes the runs that ``row`` lacks, and saves it after each."""
+    started = len(row["own"])
+    command = [peers, __file__, "--pycma", json.dumps(case), "--from", str(started)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as peer:
+        for seed in range(started, SEEDS):
+            own = run_on(run_own, case, seed)
+            line = next((line for line in peer.stdout if line.startswith("hit ")), "")
+            if not line:
+                sys.exit("pycma has ended: see what it says above.")
+            row["own"].append(own)
+            row["pycma"].append(json.loads(line.removeprefix("hit ")))
+            row |= summary(row["own"], row["pycma"])
+            save()
+
+
+def not_worse(own: int, peer: int, runs: int) -> float:
     """P of so few successes of ours, or fewer, if both succeed equally often (exact, conditional on their sum)."""
     total = own + peer
-    ways = [
-        math.comb(SEEDS, k) * math.comb(SEEDS, total - k) for k in range(max(0, total - SEEDS), min(SEEDS, total) + 1)
-    ]
-    return sum(ways[: own - max(0, total - SEEDS) + 1]) / sum(ways)
+    ways = [math.comb(runs, k) * math.comb(runs, total - k) for k in range(max(0, total - runs), min(runs, total) + 1)]
+    return sum(ways[: own - max(0, total - runs) + 1]) / sum(ways)
 
 
 def summary(own, peer):
@@ -125,8 +140,15 @@ def summary(own, peer):
     ratio = medians[0] / medians[1] if all(medians) else None
     return {
         "median": medians, "ratio": ratio, "solved": [len(s) for s in solved],
-        "p_not_worse": not_worse(*map(len, solved)), "own": own, "pycma": peer,
+        "p_not_worse": not_worse(*map(len, solved), len(own)), "own": own, "pycma": peer,
     }  # fmt: skip
+
+
+def save(path, results):
+    if path:
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(results, indent=1) + "\n")
+        part.replace(path)
 
 
 def main() -> None:
@@ -135,9 +157,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--pycma", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--from", type=int, dest="first", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
     if arguments.pycma:
-        print(json.dumps(runs(run_pycma, arguments.pycma)))
+        for seed in range(arguments.first, SEEDS):
+            print("hit", json.dumps(run_on(run_pycma, arguments.pycma, seed)), flush=True)
         return
     if not arguments.peers:
         parser.error("--peers is needed: the python of an environment with pycma")
@@ -145,18 +170,16 @@ def main() -> None:
     for each in CASES:
         name = f"{each['variant']} {each['function']} {each['d']}"
         name += f" population {each['population']}" if each["population"] else ""
-        if arguments.only not in name or name in results:
+        row = results.get(name)
+        if row is None or row.get("budget", BUDGETS[each["d"]]) != each["budget"]:
+            row = {"budget": each["budget"], "own": [], "pycma": []}
+        if arguments.only not in name or len(row["own"]) == SEEDS:
             continue
-        command = [arguments.peers, __file__, "--pycma", json.dumps(each)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as peer:
-            own = runs(run_own, each)
-            theirs = json.loads(peer.communicate()[0].splitlines()[-1])
-        results[name] = row = summary(own, theirs)
+        results[name] = row
+        finish(each, row, arguments.peers, lambda: save(arguments.out, results))
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.3f}"
         print(f"{name:40s} median {row['median'][0]} / {row['median'][1]} = {ratio}  ", end="")
         print(f"solved {row['solved'][0]} / {row['solved'][1]} of {SEEDS}, p {row['p_not_worse']:.2f}", flush=True)
-        if arguments.out:
-            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

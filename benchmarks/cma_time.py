@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+from interleaved import measure, milliseconds, pin, serve
 
 CASES = [  # generations timed, or blocks of them where one is so short that a cold cache would count
     {"d": 2410, "population": 256, "generations": 35, "diagonal": False},
@@ -25,13 +24,6 @@ CASES = [  # generations timed, or blocks of them where one is so short that a c
     {"d": 10, "population": 16, "generations": 50, "block": 100, "diagonal": True},
 ]
 WARM_UP = 3
-
-
-def pin(threads: int) -> None:
-    """Before any numerical library is loaded, or its pools are as wide as the machine."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)
 
 
 def own(case):
@@ -97,38 +89,9 @@ def evosax(case):
 SIDES = {"dldw": own, "pycma": pycma, "evosax": evosax}
 
 
-def serve(side: str, case) -> None:
-    """One block of generations for each line that comes in, and the seconds of one back."""
-    generations, block = SIDES[side](case), case.get("block", 1)
-    for _ in sys.stdin:
-        print(sum(next(generations) for _ in range(block)) / block, flush=True)
-
-
-def measure(case, peers: str, threads: int) -> dict[str, dict[str, float]]:
-    times: dict[str, list[float]] = {side: [] for side in SIDES}
-    running = {}
-    for side in SIDES:
-        python = sys.executable if side == "dldw" else peers
-        command = [python, __file__, "--threads", str(threads), "--serve", side, "--case", json.dumps(case)]
-        running[side] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    for generation in range(WARM_UP + case["generations"]):
-        for side, process in running.items():
-            print(file=process.stdin, flush=True)
-            seconds = float(process.stdout.readline())
-            if generation >= WARM_UP:
-                times[side].append(seconds)
-    for process in running.values():
-        process.communicate()
-    rows = {}
-    for side, t in times.items():
-        low, middle, high = statistics.quantiles(t, n=4)
-        rows[side] = {
-            "mean_ms": 1e3 * statistics.fmean(t),
-            "low_ms": 1e3 * low,
-            "median_ms": 1e3 * middle,
-            "high_ms": 1e3 * high,
-        }
-    return rows
+def command(side: str, case, peers: str, threads: int) -> list[str]:
+    python = sys.executable if side == "dldw" else peers
+    return [python, __file__, "--threads", str(threads), "--serve", side, "--case", json.dumps(case)]
 
 
 def main() -> None:
@@ -141,14 +104,16 @@ def main() -> None:
     arguments = parser.parse_args()
     pin(arguments.threads)
     if arguments.serve:
-        serve(arguments.serve, arguments.case)
+        serve(SIDES[arguments.serve](arguments.case), arguments.case.get("block", 1))
         return
     if not arguments.peers:
         parser.error("--peers is needed: the python of an environment with pycma and evosax")
     results = {}
     for case in CASES:
         name = f"{'diagonal' if case['diagonal'] else 'full'}, d {case['d']}, population {case['population']}"
-        results[name] = rows = measure(case, arguments.peers, arguments.threads)
+        commands = {side: command(side, case, arguments.peers, arguments.threads) for side in SIDES}
+        times = measure(commands, WARM_UP + case["generations"])
+        results[name] = rows = {side: milliseconds(t[WARM_UP:]) for side, t in times.items()}
         for side, row in rows.items():
             factor = row["mean_ms"] / rows["dldw"]["mean_ms"]
             print(f"{name:36s} {side:8s} mean {row['mean_ms']:9.3f} ms, {factor:6.2f} x  ", end="")

@@ -30,9 +30,12 @@ from dldw.tasks.control import Control
 from dldw.tasks.task import tuned
 from dldw.weights import Weights
 
-BUDGETS = {"cartpole": 4e6, "acrobot": 8e6, "pendulum": 6e7, "mountain-car-continuous": 4e6}
+BUDGETS = {"cartpole": 4e6, "acrobot": 8e6, "pendulum": 1e7, "mountain-car-continuous": 4e6}
 """Environment steps after which a run ends unsolved."""
-METHODS = ("evolution-strategy", "low-rank-evolution", "spsa", "random-search", "reinforce")
+METHODS = (
+    "random-search", "hill-climb[proposals=15]", "particle-swarm", "genetic-algorithm", "differential-evolution", "cma-es",
+    "evolution-strategy", "low-rank-evolution", "spsa[directions=8]", "reinforce",
+)  # fmt: skip
 
 
 @torch.no_grad()
@@ -71,7 +74,7 @@ def solve(name: str, method: str, seed: int) -> dict[str, Any]:
 
 def table(runs: list[dict[str, Any]]) -> str:
     """Solved seeds, and the median of environment steps over all seeds, unsolved ones counting as endless."""
-    lines = [f"{'task':24s} {'method':20s} {'solved':>8s} {'environment steps':>18s} {'return of 100 unseen':>22s}"]
+    lines = [f"{'task':24s} {'method':24s} {'solved':>8s} {'environment steps':>18s} {'return of 100 unseen':>22s}"]
     for task in BUDGETS:
         for method in dict.fromkeys(r["method"] for r in runs):
             mine = [r for r in runs if (r["task"], r["method"]) == (task, method)]
@@ -79,7 +82,7 @@ def table(runs: list[dict[str, Any]]) -> str:
                 steps = statistics.median_high([r["environment_steps"] if r["solved"] else float("inf") for r in mine])
                 solved = f"{sum(r['solved'] for r in mine)} of {len(mine)}"
                 returns = statistics.median(r["return"] for r in mine)
-                lines.append(f"{task:24s} {method:20s} {solved:>8s} {steps:18,.0f} {returns:22.1f}")
+                lines.append(f"{task:24s} {method:24s} {solved:>8s} {steps:18,.0f} {returns:22.1f}")
     return "\n".join(lines)
 
 

@@ -22,7 +22,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import dldw
 from dldw.compare.meter import peak_bytes
@@ -224,7 +231,9 @@ def drift(dtype: torch.dtype, steps: int = 1000) -> dict[str, float]:
         step = METHODS[name](model, lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), 0.0)
         for _ in range(steps):
             step(batch)
-        change = torch.cat([(p.detach().double() - q).flatten() for p, q in zip(model.parameters(), first, strict=True)])
+        change = torch.cat(
+            [(p.detach().double() - q).flatten() for p, q in zip(model.parameters(), first, strict=True)]
+        )
         found[name] = float(change.square().mean().sqrt()) / SIGMA
     return found
 
@@ -252,8 +261,11 @@ def main() -> None:
             rows = results.setdefault(f"{name} {dtype}", {"weights_millions": size})
             for method in arguments.only or METHODS:
                 row = rows[method] = bench.measure(METHODS[method], arguments.repeats)
-                print(f"  {method:30s} {row['ratio']:5.2f} x two forwards [{row['low']:.2f}, {row['high']:.2f}]"
-                      f"  {row['seconds']:7.2f} s  peak {row['peak_mib']:6.0f} MiB, a forward's {row['forward_peak_mib']:.0f}")  # fmt: skip
+                print(
+                    f"  {method:30s} {row['ratio']:5.2f} x two forwards [{row['low']:.2f}, {row['high']:.2f}]"
+                    f"  {row['seconds']:7.2f} s  peak {row['peak_mib']:6.0f} MiB, "
+                    f"a forward's {row['forward_peak_mib']:.0f}"
+                )
             if arguments.population:
                 row = rows["population of 8 / plain"] = population(bench, arguments.repeats)
                 print(f"  {'8 directions in one pass':30s} {row['ratio']:5.2f} x a plain forward of as many examples")

@@ -1,7 +1,7 @@
-"""Ten hyper-parameters of a scikit-learn pipeline, found by any searcher: what has no gradient at all.
+"""Ten hyper-parameters of a scikit-learn pipeline, found by CMA-ES or any other searcher: what has no gradient at all.
 
     pip install "dldw[compare]"
-    python examples/sklearn_hyperparameters.py [--searcher particle-swarm] [--budget 200]
+    python examples/sklearn_hyperparameters.py [--searcher cma-es] [--budget 200]
 
 The searcher sees a vector of ten numbers; each becomes a setting by its own scale. Searchers minimise, so what it is told is
 the error rate, not the accuracy.
@@ -67,7 +67,7 @@ def error(x: torch.Tensor) -> float:
 def main() -> None:
     """Searches, with a line of progress, and prints the settings found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--searcher", default="particle-swarm", help="see dldw methods")
+    parser.add_argument("--searcher", default="cma-es", help="see dldw methods")
     parser.add_argument(
         "--sigma", type=float, default=0.5, help="spread of the first candidates; the ranges are 2 wide"
     )

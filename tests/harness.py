@@ -22,6 +22,7 @@ METHODS = ("weight-perturbation", "spsa")
 
 OF_ANOTHER_KIND = {
     "reinforce",  # plays episodes
+    "contrastive-divergence",  # trains a Boltzmann machine
     "perceptron",  # trains one linear layer
 }
 """What a comparison on a network of several layers leaves out."""

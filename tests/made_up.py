@@ -62,6 +62,7 @@ class World:
         step_score: Accuracy on step-digits.
         downhill: Cosine of a step with the exact downhill direction.
         deep: Of a gradient at some depth: bytes without a block and for each, time over plain autograd's, relative error.
+        diverse: Deviation of a weight over the first population, by method; it shrinks as the run goes on.
         extra: Further methods by label, in the form of ``CLAIMS``.
     """
 
@@ -130,6 +131,7 @@ class World:
     deep: dict[str, tuple[float, float, float, float]] = field(
         default_factory=lambda: {BACKPROP: (5e5, 2e6, 1.0, 2e-7), CHECKPOINT: (9e5, 1.5e5, 1.4, 2e-7)}
     )
+    diverse: dict[str, float] = field(default_factory=lambda: {"random-search": 1.0})
     extra: dict[str, tuple[str, str, str, str, float, dict[str, Any]]] = field(default_factory=dict)
 
 
@@ -334,6 +336,15 @@ def _run(
                 "seconds": seconds,
             }
             | {"train_loss": 2.3 * (1.02 - accuracy), "loss": 2.35 * (1.03 - accuracy), "accuracy": accuracy}
+            | (
+                {
+                    "generation_best": 2.3 * (1.02 - accuracy),
+                    "generation_median": 3.1 - accuracy,
+                    "diversity": w.diverse[label] / step**0.5,
+                }
+                if step and label in w.diverse
+                else {}
+            )
         )
     diverged = study == "learning-rate" and reached is None and factor > 3
     records.append(

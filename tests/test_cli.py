@@ -259,6 +259,29 @@ def test_training_that_fails_saves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_log_makes_the_trained_weights_from_the_first_ones(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from dldw import ForwardOnly, MeZO
+    from dldw.runlog import digest
+
+    model = torch.nn.Linear(3, 2)
+    save_file(model.state_dict(), tmp_path / "base.safetensors")
+    learner = ForwardOnly(model, MeZO(lambda m, x: m(x).square().sum(1)), 0.01, log=tmp_path / "run.jsonl")
+    for _ in range(3):
+        learner.step(torch.ones(4, 3))
+    done = dldw("replay", "base.safetensors", "run.jsonl", "--out", "w.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    replayed = load_file(tmp_path / "w.safetensors")
+    assert all(torch.equal(replayed[name], p) for name, p in model.named_parameters())
+    assert re.search(r"Steps: 3\nDigest: (\w+)\n", done.stdout).group(1) == digest(dict(model.named_parameters()))
+    wrong = dldw("replay", "w.safetensors", "run.jsonl", "--out", "x.safetensors", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "belongs to other weights" in wrong.stderr
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_weights_go_to_a_directory_that_exists(tmp_path: Path) -> None:
     done = dldw("train", "digits", "backprop", "--out", str(tmp_path / "no" / "w.safetensors"), "--budget", "3")
     assert done.returncode == 2

@@ -212,6 +212,25 @@ def test_rotated_state_takes_the_rotated_step():
     np.testing.assert_allclose(seen["C"].tril(), wanted["C"].tril(), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_the_order_of_candidates_changes_nothing(diagonal):
+    one, other = start(diagonal=diagonal), start(diagonal=diagonal)
+    for _ in range(10):
+        generation(one, ellipsoid)
+    losses, order = ellipsoid(one.ask()), torch.tensor([4, 0, 6, 2, 5, 1, 3])
+    state = copy.deepcopy(one.state_dict())
+    own = state["own"] | {"z": state["own"]["z"][order]}
+    own["y"][:-1] = own["y"][:-1][order].clone()
+    other.load_state_dict(state | {"own": own, "asked": state["asked"][order]})
+    one.tell(losses)
+    other.tell(losses[order])
+    assert torch.equal(one.best[0], other.best[0])
+    for name in ("m", "path_sigma", "path_c", "C"):
+        np.testing.assert_allclose(
+            other.state_dict()["own"][name], one.state_dict()["own"][name], rtol=1e-12, atol=1e-12
+        )
+
+
 def test_full_covariance_learns_a_rotated_ellipsoid_that_the_diagonal_cannot():
     q = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
     reached = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from torch import nn
 
 from dldw.compare.budget import BUDGETS, parse_budget
 from dldw.compare.displacement import Displacing
-from dldw.compare.estimate import Estimating, Nudging, _bias, exact_gradient, trained_point
+from dldw.compare.estimate import Estimating, Nudging, exact_gradient, trained_point
+from dldw.compare.generation import generation
 from dldw.compare.landscape import Mapping2d, TwoWeights
 from dldw.compare.meter import Metering, flops, peak_bytes
 from dldw.compare.plan import BASELINES, make_plan
+from dldw.compare.quality import distance
 from dldw.compare.run import run
 from dldw.compare.spec import Spec, parse, parse_all
 from dldw.compare.statistics import log_spaced, mean_interval, median_time, share_interval, t95
@@ -27,11 +30,16 @@ from dldw.compare.train import Curve, Training, train
 from dldw.compare.tune import SEED, Tuning, trial_score
 from dldw.compare.width import FACTORS, Widening
 from dldw.errors import DldwError, UnknownNameError
+from dldw.learner import Search
 from dldw.registry import method, methods
+from dldw.searcher import Searcher
 from dldw.tasks import load_task
+from dldw.tasks.task import tuned
 from tests.harness import OF_ANOTHER_KIND, TINY, Silent, lines
 
 METHODS = [name for name in methods() if name not in OF_ANOTHER_KIND]
+"""Those that can run on a network of several layers."""
+TUNED = list(tuned("digits")["settings"])
 """Those of the default comparison."""
 
 # ---- specs
@@ -183,6 +191,54 @@ def test_the_untrained_model_is_the_same_for_every_method() -> None:
     assert {(p["step"], p["forwards"], p["loss"]) for p in starts} == {(0, 0.0, starts[0]["loss"])}
 
 
+POPULATION = {"generation_best", "generation_median", "diversity"}
+
+
+def test_a_curve_of_a_searcher_tells_of_its_generations() -> None:
+    task = load_task("digits")
+    curve = train(task, parse("random-search[population=9]"), {"sigma": 0.1, "population": 9}, 0, forwards=40)
+    assert not POPULATION & curve.points[0].keys()
+    for point in curve.points[1:]:
+        assert point["diversity"] == pytest.approx(0.1 * (8 / 9) ** 0.5, rel=0.03)  # of nine Gaussian points about one
+        assert 0 < point["generation_best"] < point["generation_median"] < 5
+
+
+def test_a_generation_of_losses_known_beforehand_is_told_as_it_was() -> None:
+    class Three(Searcher):
+        card = methods()["random-search"].card
+
+        def _reset(self, x0: torch.Tensor) -> None: ...
+
+        def _ask(self, generator: torch.Generator) -> torch.Tensor:
+            return torch.tensor([[1.0, 5.0], [2.0, 5.0], [6.0, 5.0]])
+
+        def _tell(self, candidates: Any, losses: torch.Tensor) -> None: ...
+
+    learner = Search(nn.Linear(1, 2, bias=False), lambda m, b: m.weight[0, 0].log().where(m.weight[0, 0] < 5, torch.nan),
+                     Three())  # fmt: skip
+    assert generation(learner) == {}
+    learner.step(torch.zeros(1))
+    told = generation(learner)
+    assert told["generation_best"] == pytest.approx(0.0)
+    assert told["generation_median"] == pytest.approx(math.log(2))
+    assert told["diversity"] == pytest.approx(math.sqrt((4 + 1 + 9) / 6))  # 1, 2 and 6 about 3; 5 about 5
+
+
+def test_what_has_no_population_tells_of_none() -> None:
+    task = load_task("digits")
+    for name in ("backprop", "evolution-strategy", "hill-climb"):
+        points = train(task, parse(name), {}, 0, forwards=130).points
+        assert len(points) > 1
+        assert not any(POPULATION & point.keys() for point in points), method
+
+
+def test_following_steps_begins_with_the_families_that_the_discussion_names() -> None:
+    plan = make_plan("digits", [], budget=parse_budget("default"))
+    first = [spec.label for spec in plan.shares["displacement"]]
+    others = [label for label in first if label not in ("backprop", "weight-perturbation", "random-search")]
+    assert others[:2] == ["particle-swarm", "genetic-algorithm"]
+
+
 def test_a_seed_gives_the_same_curve_and_another_seed_another() -> None:
     task = load_task("digits")
     losses = [[p["loss"] for p in train(task, parse("spsa"), {"lr": 0.01}, s, forwards=100).points] for s in (1, 1, 2)]
@@ -300,16 +356,26 @@ def test_a_loss_far_above_the_untrained_one_counts_as_diverged() -> None:
 def test_the_baselines_are_always_there() -> None:
     plan = make_plan("digits", ["spsa"], budget=TINY)
     assert {s.label for s in plan.specs} == {"spsa", *BASELINES}
-    assert {s.label for s in make_plan("digits", [], budget=TINY).specs} == {*METHODS, "backprop[checkpoint=true]"}
+    assert {s.label for s in make_plan("digits", [], budget=TINY).specs} == {*TUNED, "backprop[checkpoint=true]"}
 
 
 def test_a_baseline_that_cannot_run_is_left_out_with_the_reason() -> None:
-    plan = make_plan("quadratic", [], budget=TINY)
+    plan = make_plan("quadratic", [], budget=TINY, trials=1)
     dropped = {text.split()[0]: text for text in plan.dropped}
     assert {s.label for s in plan.specs} == {*METHODS, "backprop[checkpoint=true]"} - set(dropped)
     assert "is not there, because it cannot run on quadratic: checkpoint=True" in dropped["backprop[checkpoint=true]"]
     assert "is not there, because it cannot run on quadratic: a perceptron is one nn.Linear" in dropped["perceptron"]
     assert "a rule for Linear and Conv layers, and Point runs none" in dropped["feedback-alignment"]
+
+
+def test_what_has_no_tuned_settings_is_not_in_the_default_comparison_and_is_named() -> None:
+    plan = make_plan("digits", [], budget=TINY)
+    (reason,) = plan.dropped
+    missing = set(METHODS) - set(TUNED)
+    assert missing
+    assert missing <= set(re.split(r",? ", reason))
+    assert "are not there, because digits has no settings tuned for them: name the methods to compare, or let" in reason
+    assert {"mezo"} < {s.label for s in make_plan("digits", ["mezo"], budget=TINY).specs}
 
 
 def test_what_shares_its_tuning_is_tuned_once() -> None:
@@ -451,8 +517,8 @@ def test_ranks_have_a_direction_and_no_size_to_judge() -> None:
 def test_bias_is_seen_through_noise_and_not_made_up_from_it() -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(10, 1000, generator=generator)
-    assert _bias(noise) < 4
-    assert _bias(noise + 1) == pytest.approx(math.sqrt(1000), rel=0.15)
+    assert distance(noise)[1] < 4**2
+    assert distance(noise + 1)[0] == pytest.approx(1000, rel=0.15)
 
 
 def test_the_quotient_on_a_quadratic_is_off_by_half_the_nudge_times_the_curvature() -> None:

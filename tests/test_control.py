@@ -331,7 +331,7 @@ def test_the_card_of_reinforce_says_that_it_needs_episodes() -> None:
 def test_episodes_are_for_tasks_that_are_played() -> None:
     quick = parse_budget("quick")
     assert "reinforce" not in [spec.label for spec in make_plan("digits", [], budget=quick).specs]
-    plan = make_plan("cartpole", [], budget=quick)
+    plan = make_plan("cartpole", [], budget=quick, trials=1)
     labels = [spec.label for spec in plan.specs]
     assert "reinforce" in labels
     assert not {"backprop", "backprop[checkpoint=true]", "forward-gradient"} & set(labels)
@@ -352,6 +352,8 @@ def test_a_curve_counts_environment_steps_and_ends_when_solved() -> None:
     steps = [point["interactions"] for point in curve.points]
     assert steps[0] == 0
     assert steps == sorted(set(steps))
+    assert curve.to_target is not None
+    assert curve.to_target["interactions"] == steps[-1]
     assert curve.points[-1]["return"] >= 475
 
 
@@ -394,6 +396,23 @@ def test_int8_weights_start_on_integers_and_nothing_lies_between_two() -> None:
     with torch.no_grad():
         layer.weight[0, 0] += 0.6 * STEP
     torch.testing.assert_close(layer(x)[:, 0] - before[:, 0], STEP * x[:, 0])
+
+
+def test_a_sign_of_one_step_moves_every_int8_weight_by_one_integer() -> None:
+    task, seen = load_task("int8-digits"), []
+    model = task.model(0)
+    start = [(p / STEP).detach().round() for p in model.parameters()]
+
+    def loss(model: nn.Module, batch: object) -> torch.Tensor:
+        seen.append([(p / STEP).detach().clone() for p in model.parameters()])
+        return task.loss(model, batch)
+
+    dldw.SPSA(loss, sigma=STEP, generator=torch.Generator().manual_seed(0))(model, next(task.batches(0)))
+    assert len(seen) == 2
+    for probe in seen:
+        assert all(
+            torch.equal((now - then).abs(), torch.ones_like(then)) for now, then in zip(probe, start, strict=True)
+        )
 
 
 def test_int8_weights_stay_within_eight_bits() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dldw.compare.meter import peak_bytes
 from dldw.errors import DldwError
 from dldw.nn import convert
-from dldw.nn.convert import ReversibleLayers
+from dldw.nn.conversion import ReversibleLayers
 
 WIDTH = 8
 

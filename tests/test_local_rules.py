@@ -254,7 +254,7 @@ def test_node_perturbation_of_what_cannot_be_told_apart_is_an_error():
         source(p.model, x)
     with pytest.raises(dldw.DldwError, match=r"reads one loss for each example \[B\], and the loss is a scalar"):
         dldw.NodePerturbation(lambda m, batch: m(batch).square().sum())(p.model, x)
-    turns = iter((3, 4))
+    turns = iter((3, 3, 4))  # one look at the layers, and two sides
 
     def changing(m, batch):
         return m[1][0](batch[: next(turns)]).square().sum(1)
@@ -341,6 +341,18 @@ def test_blocks_named_by_the_model_are_trained_one_by_one():
     model.dldw_blocks = ["0", "one"]
     with pytest.raises(dldw.DldwError, match=r"dldw_blocks of Sequential names the submodule 'one', which it does not"):
         source(model, p.batch)
+
+
+def test_activity_forward_gradients_train_named_blocks_with_and_without_layers():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(5, 3), Block(3), nn.Linear(3, 3)).double()
+    model.dldw_blocks = ["0", "1", "2", "3"]
+    x = torch.randn(6, 5, dtype=torch.float64, generator=seeded(1))
+    p = Problem(model, problems.cross_entropy, (x, torch.arange(6) % 3))
+    local = dldw.LocalBackprop(p.loss, generator=seeded())
+    wanted = torch.cat([g.flatten() for g in estimate(local, p)])
+    source = dldw.ActivityForwardGradient(p.loss, groups=1, generator=seeded(6))
+    source.load_state_dict({"generator": None, "readouts": local.state_dict()["readouts"]})
+    assert off_by(draws(source, p, 400), wanted) < 5
 
 
 def test_bypass_of_the_last_layer_is_found_too():
@@ -470,7 +482,7 @@ def test_a_step_of_forward_forward_moves_every_layer_down_its_own_loss(loss):
     layers.append(nn.ReLU())
     x, labels = torch.rand(7, 6, dtype=torch.float64, generator=seeded(1)), torch.arange(7) % 2
     learner = dldw.ForwardForward(
-        layers, loss=loss, classes=2, threshold=1.5, lr=0.1, optimizer="sgd", generator=seeded()
+        layers, loss=loss, classes=2, threshold=1.5, alpha=1.5, lr=0.1, optimizer="sgd", generator=seeded()
     )
     before = [w.detach().clone() for w in layers.parameters()]
     wanted, pair, total = [], [with_label(x, y, 2) for y in (labels, 1 - labels)], 0.0  # two classes: one wrong label
@@ -509,7 +521,7 @@ def test_errors_of_forward_forward():
         dldw.ForwardForward(layers, classes=8).step((torch.ones(2, 6), torch.zeros(2).long()))
     with pytest.raises(dldw.DldwError, match="loss must be goodness or symba, got 'mse'"):
         dldw.ForwardForward(layers, loss="mse")
-    with pytest.raises(dldw.DldwError, match="threshold must be positive, got 0"):
+    with pytest.raises(dldw.DldwError, match="threshold and alpha must be positive, got 0 and 8"):
         dldw.ForwardForward(layers, threshold=0)
     with pytest.raises(dldw.NonFiniteLossError, match="the loss of layer 1 is nan, so it has no gradient to follow"):
         learner.step((torch.full((2, 6), torch.nan), torch.zeros(2).long()))

@@ -17,7 +17,7 @@ SRC = Path(dldw.__file__).parent
 FILES = sorted(SRC.rglob("*.py"))
 OUTER = ("compare", "report", "tasks", "cli", "integrations")
 """What is built on the methods, and may need the extras."""
-CORE = [f for f in FILES if f.relative_to(SRC).parts[0].removesuffix(".py") not in (*OUTER, "__main__")]
+CORE = [f for f in FILES if f.relative_to(SRC).parts[0].removesuffix(".py") not in (*OUTER, "__main__", "__init__")]
 
 
 def name(file: Path) -> str:
@@ -108,6 +108,18 @@ def test_methods_never_import_what_is_built_on_them(file):
     assert not {m for m in imports(file) if any(m == o or m.startswith(f"{o}.") for o in outer)}
 
 
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_nothing_imports_an_integration_and_none_imports_the_page_or_the_command_line(file):
+    home, found = file.relative_to(SRC).parts, imports(file)
+    if home[0] == "integrations":
+        assert not {m for m in found if m.startswith(("dldw.report", "dldw.cli"))}
+        assert len(home) == 2 or not {m for m in found if m.startswith("dldw.integrations")} - {
+            m for m in found if m.startswith(f"dldw.integrations.{home[1]}")
+        }, "one library's integration needs no other"
+    else:
+        assert not {m for m in found if m.startswith("dldw.integrations")}
+
+
 @pytest.mark.parametrize("file", CORE, ids=name)
 def test_the_library_neither_prints_nor_pickles_nor_asserts_nor_seeds(file):
     tree = ast.parse(file.read_text())
@@ -134,3 +146,12 @@ def test_a_constructor_has_at_most_eight_arguments_keyword_only_after_the_first(
     assert len(parameters) <= 8
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:])
     assert "generator" in {p.name for p in parameters}
+
+
+def test_no_public_name_of_the_modules_is_hidden_by_a_file_of_the_same_name():
+    import dldw.nn
+
+    assert not {file.stem for file in (SRC / "nn").glob("*.py")} & set(dldw.nn.__all__)
+    for public in dldw.nn.__all__:
+        assert getattr(dldw.nn, public) is not None
+        assert public in dir(dldw.nn)

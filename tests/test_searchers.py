@@ -8,6 +8,7 @@ from itertools import permutations
 
 import pytest
 import torch
+from scipy.stats import kstest
 from torch import nn
 
 import dldw
@@ -119,6 +120,27 @@ def test_no_candidate_lies_outside_the_bounds_and_a_minimum_in_a_corner_is_found
         assert ((candidates >= low) & (candidates <= high)).all()
         searcher.tell(candidates.sum(1))
     assert searcher.best[1] == pytest.approx(-3, abs=0.05)
+
+
+@pytest.mark.parametrize("make", [dldw.ParticleSwarm, dldw.DifferentialEvolution])
+def test_without_sigma_the_first_candidates_are_even_over_the_bounds_and_the_start_is_none_of_them(make):
+    low, high = torch.tensor([-1.0, 0.0], dtype=torch.float64), torch.tensor([1.0, 0.5], dtype=torch.float64)
+    searcher = started(make(bounds=(low, high), generator=seeded()), torch.tensor([0.9, 0.4], dtype=torch.float64))
+    first = searcher.ask()
+    fractions = ((first - low) / (high - low)).flatten()
+    assert kstest(fractions.numpy(), "uniform").pvalue > 0.01
+    assert not (first == torch.tensor([0.9, 0.4], dtype=torch.float64)).all(1).any()
+
+
+@pytest.mark.parametrize("make", [dldw.ParticleSwarm, dldw.DifferentialEvolution])
+@pytest.mark.parametrize(
+    ("settings", "std"), [({}, 1.0), ({"sigma": 0.2}, 0.2), ({"sigma": 0.2, "bounds": (-9, 9)}, 0.2)]
+)
+def test_with_sigma_or_without_bounds_they_are_gaussian_around_the_start(make, settings, std):
+    start = torch.full((200,), 0.5, dtype=torch.float64)
+    first = started(make(generator=seeded(), **settings), start).ask()
+    assert torch.equal(first[0], start)
+    assert kstest(((first[1:] - start) / std).flatten().numpy(), "norm").pvalue > 0.01
 
 
 def test_reflection_is_a_walk_that_turns_at_every_wall():

@@ -5,12 +5,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dldw import nn as nn
-
 if TYPE_CHECKING:
     from dldw import nn as nn
     from dldw import optim as optim
+    from dldw import testing as testing
     from dldw.card import Card as Card
+    from dldw.checking import CheckResult as CheckResult
+    from dldw.checking import check as check
+    from dldw.checking import check_function as check_function
+    from dldw.compare.quality import Quality as Quality
+    from dldw.compare.quality import quality as quality
     from dldw.directional import Directional as Directional
     from dldw.errors import AccumulationError as AccumulationError
     from dldw.errors import DldwError as DldwError
@@ -63,6 +67,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Card": "dldw.card",
+    "CheckResult": "dldw.checking",
+    "check": "dldw.checking",
+    "check_function": "dldw.checking",
+    "Quality": "dldw.compare.quality",
+    "quality": "dldw.compare.quality",
     "Directional": "dldw.directional",
     "AccumulationError": "dldw.errors",
     "DldwError": "dldw.errors",
@@ -111,7 +120,7 @@ _HOMES = {
     "SVRG": "dldw.sources.svrg",
     "WeightPerturbation": "dldw.sources.weight_perturbation",
 }
-_ROOMS = ("nn", "optim")
+_ROOMS = ("nn", "optim", "testing")
 __all__ = [*_HOMES, *_ROOMS, "__version__"]
 
 

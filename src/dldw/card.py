@@ -44,6 +44,8 @@ class Card:
         additive: Whether the estimates of micro-batches add up to the estimate of their union. Ranks and z-scores do not.
         space: The settings that ``dldw compare --tune`` searches, the optimizer's included.
         note: What a user has to know and the fields above cannot say.
+        scale: What the estimate has to be multiplied with for its mean to be the gradient, a formula like ``forwards``.
+        variance: E|ghat - g|² / |g|² on a linear loss, a formula like ``forwards``; empty where no closed form is known.
     """
 
     summary: str
@@ -55,8 +57,22 @@ class Card:
     additive: bool = True
     space: Mapping[str, Float | Choice] = field(default_factory=dict)
     note: str = ""
+    scale: str = "1"
+    variance: str = ""
 
     def count_forwards(self, arguments: Mapping[str, Any], d: int) -> float:
         """The formula of ``forwards`` worked out for these constructor arguments and ``d`` trainable weights."""
-        names = {**arguments, "d": d, "ceil": math.ceil, "floor": math.floor, "log": math.log}
-        return float(eval(compile(self.forwards, "<card>", "eval"), {"__builtins__": {}}, names))
+        return _evaluated(self.forwards, arguments, d)
+
+    def find_scale(self, arguments: Mapping[str, Any], d: int) -> float:
+        """The formula of ``scale`` worked out like that of ``forwards``."""
+        return _evaluated(self.scale, arguments, d)
+
+    def predict_variance(self, arguments: Mapping[str, Any], d: int) -> float | None:
+        """The formula of ``variance`` worked out like that of ``forwards``; None where there is none."""
+        return _evaluated(self.variance, arguments, d) if self.variance else None
+
+
+def _evaluated(formula: str, arguments: Mapping[str, Any], d: int) -> float:
+    names = {**arguments, "d": d, "ceil": math.ceil, "floor": math.floor, "log": math.log}
+    return float(eval(compile(formula, "<card>", "eval"), {"__builtins__": {}}, names))

@@ -236,6 +236,6 @@ class Directional(GradientSource):
     def _require_dependence(self, objective: Objective, losses: list[list[float]]) -> None:
         """Equal losses may be chance (a dead weight, a step network); once for each model, find out."""
         if self._depends() is not objective.model:
-            if all(loss == losses[0][0] for loss in chain(*losses)):
+            if self._slope.flat(losses):
                 objective.require_dependence()
             self._depends = ref(objective.model)

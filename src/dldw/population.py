@@ -285,7 +285,7 @@ def _product(rules: _Rules, input: Any, weight: Any, bias: Any, transposed: bool
     if not own_input:
         columns = x.reshape(-1, x.shape[-1]).mT
         out = _shared(rules, columns, w, moved, bias)
-    elif isinstance(moved, LowRankMoved) and (len(examples) > 1 or examples[0] == 1 or w.numel() > _LARGE):
+    elif isinstance(moved, LowRankMoved) and not (len(examples) == 1 and examples[0] > 1 and w.numel() <= _LARGE):
         shift, own_bias = rules.split(bias)
         out = F.linear(x, w, None if own_bias else shift)  # one product for all members
         moved.add_to_rows(

@@ -109,19 +109,19 @@ class Method:
         from dldw.learner import Descent, Search, make_optimizer
         from dldw.searcher import Searcher
 
-        known, objective = self.settings, (loss,) if self.takes_loss else ()
+        known, objective = self.settings, {"loss": loss} if self.takes_loss else {}
         for name in settings:
             if name not in known:
                 raise UnknownNameError(unknown("setting", name, known, of=self.name))
         if not self.is_source:
             if issubclass(self.factory, Searcher):
                 return Search(model, loss, self.factory(generator=generator, **settings))
-            learner: Learner = self.factory(model, *objective, generator=generator, **settings)
+            learner: Learner = self.factory(model, **objective, generator=generator, **settings)
             return learner
         own = inspect.signature(self.factory).parameters
         arguments = {k: v for k, v in settings.items() if k in own}
         optimizer = {"lr": 0.1} | {k: v for k, v in settings.items() if k not in own}
-        source = self.factory(*objective, generator=generator, **arguments)
+        source = self.factory(**objective, generator=generator, **arguments)
         return Descent(model, source, make_optimizer(model, **optimizer))
 
 

@@ -38,6 +38,7 @@ class Searcher(ABC):
         self.generator = generator
         self._start: Tensor | None = None
         self._asked: Proposals | None = None
+        self._last: tuple[Proposals, Tensor] | None = None
         self._best: tuple[Tensor, float] | None = None  # at first the start point, at an infinite loss
         self._told = 0
         self._turn = 0
@@ -82,6 +83,7 @@ class Searcher(ABC):
             )
         keep_freed_memory()
         self._start, self._asked, self._told, self._turn = x0.detach().clone(), None, 0, 0
+        self._last = None
         self._best = self._start, torch.inf
         if self.generator is None:
             self.generator = torch.Generator(x0.device).manual_seed(torch.initial_seed())
@@ -91,6 +93,11 @@ class Searcher(ABC):
     def waiting(self) -> Proposals | None:
         """The candidates that were asked for and still wait for their losses [n, d], if there are any."""
         return self._asked
+
+    @property
+    def last(self) -> tuple[Proposals, Tensor] | None:
+        """The candidates last told [n, d] and their losses [n], to look at; none while others wait for theirs."""
+        return self._last
 
     def ask(self) -> Tensor:
         """The candidates to evaluate next [n, d].
@@ -106,6 +113,7 @@ class Searcher(ABC):
             raise DldwError("ask was called before reset: the searcher does not know where to start. Call reset(x0).")
         if self._asked is not None:
             raise DldwError("ask was called twice in a row: the last candidates still wait for tell(losses).")
+        self._last = None  # let go before others are made: two populations are never held at a time
         self._asked = self._ask(self.generator)
         return self._asked
 
@@ -126,6 +134,7 @@ class Searcher(ABC):
         candidates, self._asked = self._asked, None
         self._offer(candidates, losses)
         self._tell(candidates, losses)
+        self._last = candidates, losses
         self._told += 1
 
     def remembered(self) -> Tensor:

@@ -49,6 +49,10 @@ class Slope(ABC):
     def steps(self, count: int, weights: Weights, generator: torch.Generator) -> list[float]:
         """Lengths of the steps along ``count`` directions; random ones are drawn from ``generator``."""
 
+    def flat(self, losses: list[list[float]]) -> bool:
+        """Whether these losses leave open that the loss does not depend on the weights at all."""
+        return all(loss == losses[0][0] for row in losses for loss in row)
+
     @abstractmethod
     def measure(self, objective: Objective, drawn: Drawn, evaluate: Evaluator, steps: list[float]) -> Measured:
         """Measures along all of ``drawn``, a step for each."""
@@ -168,6 +172,9 @@ class EachExample(Slope):
 
     def steps(self, count: int, weights: Weights, generator: torch.Generator) -> list[float]:
         return [self.step] * count
+
+    def flat(self, losses: list[list[float]]) -> bool:
+        return self.width == 1 or all(moved == other for moved, other in losses)  # examples differ among themselves
 
     def measure(self, objective: Objective, drawn: Drawn, evaluate: Evaluator, steps: list[float]) -> Measured:
         count = drawn.count

@@ -30,18 +30,9 @@ FLAGS = (
 )
 WIDTHS = (360, 768, 1400)
 CHARTS = (
-    "curves",
-    "target",
-    "cost",
-    "memory",
-    "depth",
-    "cosine",
-    "quotient",
-    "growth",
-    "failures",
-    "landscape",
-    "tuning",
-)
+    "curves", "target", "generations", "diversity", "cost", "memory", "depth", "cosine", "quotient", "growth", "failures",
+    "landscape", "tuning",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +143,7 @@ def test_no_text_overlaps_in_any_chart(visit: Any, width: int) -> None:
 
 def test_one_chip_filters_every_chart_and_table(visit: Any) -> None:
     seen = visit()
-    everywhere = [c for c in CHARTS if c not in ("quotient", "depth")]  # that method is in neither
+    everywhere = [c for c in CHARTS if c not in ("quotient", "depth", "generations", "diversity")]  # without the method
     before = {c: seen.marks(c) for c in everywhere}
     seen.page.click(f'.chip[data-method="{NUDGE}"]')
     seen.page.wait_for_timeout(700)
@@ -240,7 +231,8 @@ def test_the_toggle_turns_page_and_charts_dark_and_back(visit: Any) -> None:
 def test_the_data_and_the_picture_can_be_saved(visit: Any, kind: str, begins: str, tmp_path: Path) -> None:
     seen = visit()
     for chart in CHARTS:
-        with seen.page.expect_download() as download:
+        seen.page.wait_for_timeout(110)  # a browser drops what is more than ten downloads in a second
+        with seen.page.expect_download(timeout=10_000) as download:
             seen.page.click(f'#{chart} [data-save="{kind}"]')
         assert download.value.suggested_filename == f"dldw-{chart}.{kind}"
         path = tmp_path / download.value.suggested_filename

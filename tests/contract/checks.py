@@ -106,7 +106,10 @@ def owed_reason(source: GradientSource, build: Callable[..., Problem]) -> str | 
     if source.per_example and build.__name__ in problems.MIXED:
         return r"is a BatchNorm1d in training mode, .* Call eval\(\) on it"
     if source.chain and build.__name__ in problems.BYPASSED:
-        return r"something bypasses the layer that ends block .* model.dldw_blocks = "
+        hidden = (
+            "|carries no graph" if build is problems.reversible else ""
+        )  # its layers run inside an autograd function
+        return rf"something bypasses the layer that ends block .* model.dldw_blocks = {hidden}"
     return None
 
 

@@ -340,7 +340,7 @@ ALL = [
 ]
 """Every kind of model."""
 
-BYPASSED = {"residual", "transformer_in_eval_mode"}
+BYPASSED = {"residual", "reversible", "transformer_in_eval_mode"}
 """Which are no chain of layers: something goes around one."""
 
 MIXED = {"batch_norm"}

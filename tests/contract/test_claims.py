@@ -98,6 +98,11 @@ def _per_node(problem):
     return (problem.nodes + 1) * float(problem.each.square().sum(1).mean()) / len(problem.each)
 
 
+def _per_example(problem):
+    """All entries of a direction are signs, so each example has (d - 1) ‖g_i‖² of its own: (d - 1) · mean‖g_i‖² / B."""
+    return (len(problem.gradient) - 1) * float(problem.each.square().sum(1).mean()) / len(problem.each)
+
+
 CLOSED_FORMS = [
     *(_spsa(z, n) for z in ("rademacher", "gaussian", "sphere") for n in (1, 16)),
     *(_spsa(z, n, sigma=0.7) for z in ("rademacher", "gaussian", "sphere") for n in (1, 16)),
@@ -106,6 +111,10 @@ CLOSED_FORMS = [
     _evolution(1 << 4, 0.6, antithetic=False),
     # signs of rank 1 have the norm of full signs, and the same second moments
     *((Variant("low-rank-evolution", (("population", 2 * n),)), _two_sided("rademacher", n)) for n in (1, 8)),
+    (Variant("mezo"), _two_sided("gaussian", 1)),
+    (Variant("mezo", (("distribution", "rademacher"), ("directions", 4))), _two_sided("rademacher", 4)),
+    (Variant("one-sided-batch", (("sigma", 0.7), ("directions", 4))), _one_sided("rademacher", 4, 0.7)),
+    (Variant("per-example-perturbation"), _per_example),
     (Variant("forward-gradient"), _two_sided("gaussian", 1)),
     (Variant("node-perturbation"), _per_node),
     (Variant("node-perturbation", (("layers", "nodes"),)), _per_node),

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._pytree import tree_map
 
 import dldw
@@ -328,6 +329,27 @@ def test_search_leaves_buffers_and_the_random_state_as_one_forward_would():
     torch.manual_seed(3)
     search(problem).step(problem.batch)
     assert torch.equal(torch.get_rng_state(), wanted)
+
+
+@pytest.mark.parametrize(("name", "settings"), SEARCHERS, ids=str)
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float64,) * 2, (torch.bfloat16,) * 2, (torch.float16, torch.float32)], ids=str
+)
+def test_search_trains_weights_in_their_own_types(name, settings, dtypes):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (nn.Parameter(torch.zeros(3, dtype=dtype)) for dtype in dtypes)
+
+    def loss(model, batch):
+        return ((model.a.double() - 1).square() + (model.b.double() + 1).square()).sum()
+
+    model = Two()
+    learner = dldw.Search(model, loss, dldw.methods()[name].factory(generator=seeded(), **settings))
+    losses = [float(learner.step(None)) for _ in range(30)]
+    assert (model.a.dtype, model.b.dtype) == dtypes
+    assert losses[-1] < 6
+    assert losses[-1] == pytest.approx(float(loss(model, None).detach()), rel=1e-12)
 
 
 def test_search_leaves_frozen_weights_alone_and_keeps_tied_weights_tied():

@@ -27,6 +27,15 @@ def make(request):
     return build
 
 
+def test_a_searcher_claims_to_be_a_search_that_needs_loss_values_and_is_tuned():
+    found = {name for name, m in dldw.methods().items() if issubclass(m.factory, Searcher)}
+    assert found == {name for name, m in dldw.methods().items() if m.card.claim == "search"}
+    for name in found:
+        card = dldw.methods()[name].card
+        assert card.needs == "loss values"
+        assert card.space
+
+
 def sphere(x: torch.Tensor) -> torch.Tensor:
     return x.square().sum(1)
 
@@ -102,6 +111,24 @@ def test_a_loss_that_is_not_finite_never_becomes_best(make, bad):
     searcher.tell(torch.full((len(searcher.ask()),), bad))
     assert searcher.best[1] == wanted
     assert searcher.ask().isfinite().all()
+
+
+def test_the_last_generation_can_be_looked_at_until_the_next_is_asked_for(make):
+    searcher = make()
+    assert searcher.last is None
+    for _ in range(3):
+        candidates = searcher.ask()
+        assert searcher.last is None, "two populations are never held at a time"
+        losses = sphere(candidates)
+        losses[0] = math.nan
+        searcher.tell(losses)
+        told, known = searcher.last
+        assert torch.equal(told[:], candidates)
+        assert known.tolist() == [math.inf, *losses[1:].tolist()]
+    searcher.load_state_dict(searcher.state_dict())
+    assert searcher.last is None
+    searcher.reset(torch.zeros(2))
+    assert searcher.last is None
 
 
 def test_one_bad_loss_among_good_ones_does_not_hide_them(make):

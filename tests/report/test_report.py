@@ -212,6 +212,8 @@ def test_every_kind_of_record_has_its_chart(results: Any) -> None:
     assert drawn == {
         "curves",
         "target",
+        "generations",
+        "diversity",
         "cost",
         "memory",
         "depth",
@@ -233,6 +235,77 @@ def test_every_kind_of_record_has_its_chart(results: Any) -> None:
         ("tuning", {"tuning"}),
     ):
         assert {chart.id for chart in charts(results(without=[kind]))} == drawn - gone
+
+
+def populations(w: World | None = None) -> World:
+    made = w or World()
+    made.extra = {"swarm": ("particle-swarm", "search", "loss values", "16", 16.0, {})}
+    made.work["swarm"], made.diverse["swarm"] = 4e4, 0.2
+    return made
+
+
+def test_the_populations_of_every_searcher_are_drawn_as_they_were_recorded(results: Any) -> None:
+    found = results(populations())
+    by_id = {chart.id: chart for chart in charts(found)}
+    for name, fields in (
+        ("generations", {"best": "generation_best", "median": "generation_median"}),
+        ("diversity", {"diversity": "diversity"}),
+    ):
+        rows = by_id[name].rows["rows"]
+        assert {r["method"] for r in rows} == {"random-search", "swarm"}
+        assert min(r["generation"] for r in rows) == 1
+        for row in rows:
+            own = [
+                e
+                for e in found.evaluations
+                if (e["study"], e["method"], e["task"], e["step"])
+                == ("curves", row["method"], row["task"], row["generation"])
+            ]
+            assert row["seeds"] == len(own) == 5
+            for shown, recorded in fields.items():
+                assert row[shown] == pytest.approx(np.median([e[recorded] for e in own]), rel=1e-4)
+        ends = [r for r in rows if r.get("last")]
+        assert {r["generation"] for r in ends} == {max(r["generation"] for r in rows if r["method"] == m) for m in
+                                                   ("random-search", "swarm")}  # fmt: skip
+    said = by_id["generations"].sentence
+    assert "deviates most with random-search, by 0.003" in by_id["diversity"].sentence
+    assert re.search(r"random-search has .* closest to the best: 2.5 and 0.92; swarm .*: 2.1 and 0.14", said)
+
+
+def test_without_a_population_there_is_no_chart_of_one(results: Any) -> None:
+    alone = results(World(diverse={}))
+    assert not {"generations", "diversity"} & {chart.id for chart in charts(alone)}
+
+
+def test_an_axis_of_losses_is_logarithmic_where_they_fall_by_powers_of_ten(tmp_path: Path) -> None:
+    def scales(records: list[Any]) -> set[str]:
+        save(records, tmp_path)
+        curves = next(chart for chart in charts(read(tmp_path)) if chart.id == "curves")
+        encodings = [layer["encoding"] for layer in curves.specs["digits/loss/forwards"]["layer"]]
+        return {e["y"]["scale"].get("type", "linear") for e in encodings if "scale" in e.get("y", {})}
+
+    records = made_up()
+    assert scales(records) == {"linear"}
+    for record in records:
+        if record["kind"] == "evaluation" and record["step"]:
+            record["loss"] = max(0.0, record["loss"] * 10.0 ** (-record["step"] / 1e5))
+    assert scales(records) == {"log"}
+
+
+def test_success_is_shown_against_environment_steps_where_there_are_some(tmp_path: Path) -> None:
+    records = made_up()
+    for record in records:
+        if record["kind"] == "evaluation":
+            record["interactions"] = 10 * record["examples"]
+        if record["kind"] == "end":
+            reached = record["forwards_to_target"]
+            record["interactions_to_target"] = None if reached is None else round(7 * reached)
+    save(records, tmp_path)
+    chart = next(chart for chart in charts(read(tmp_path)) if chart.id == "target")
+    assert chart.choices == [("against", ["interactions", "forwards", "seconds"])]
+    shown = {axis: [r["x"] for r in chart.rows["rows"] if r["axis"] == axis and r["method"] == NUDGE] for axis in
+             ("interactions", "forwards")}  # fmt: skip
+    assert shown["interactions"][1:-1] == pytest.approx([7 * x for x in shown["forwards"][1:-1]], rel=1e-4)
 
 
 def test_sentences_come_from_the_figures(results: Any) -> None:

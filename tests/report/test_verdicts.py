@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dldw.report.growth import growth_of_noise, growth_of_ratio
 from dldw.report.intervals import Reach, bootstrap, ratio
-from dldw.report.results import Results
+from dldw.report.results import Results, read
 from dldw.report.verdicts import (
     CLAIMS,
     Verdict,
@@ -24,7 +25,7 @@ from dldw.report.verdicts import (
     same_logic,
     scaling,
 )
-from tests.made_up import BACKPROP, CHECKPOINT, NUDGE, World
+from tests.made_up import BACKPROP, CHECKPOINT, NUDGE, World, made_up, save
 
 HOLDS, PARTLY, NOT, OPEN = "holds", "holds partly", "does not hold", "not shown in this run"
 
@@ -122,6 +123,51 @@ def test_the_ruling_follows_from_the_truth(
         assert verdict.figure != "–"
         assert verdict.interval
         assert verdict.meaning.endswith(".")
+
+
+FOLLOWED = world(
+    extra=FOUR,
+    downhill={"swarm": 0.04, "genes": 0.03, "rbm": 0.2, "perceptron": 0.5, BACKPROP: 1.0, NUDGE: 0.02},
+    work={"swarm": 2.4e4, "genes": math.inf},
+    seeds=4,
+    spread=0.0,
+)
+
+
+def test_the_same_logic_is_told_by_family_in_values_an_update_direction_and_work(results: Any) -> None:
+    said = same_logic(results(FOLLOWED)).meaning
+    for part in (
+        "swarm: 16 loss values, cosine 0.04 (0.035 to 0.045), 10\u00a0× the forward passes of back-propagation",
+        "genes: 16 loss values, cosine 0.03 (0.025 to 0.035), more than 420\u00a0×",
+        "rbm: no loss value, cosine 0.2 (0.2 to 0.21);",
+        "perceptron: no loss value, cosine 0.5 (0.49 to 0.51);",
+        "Beside them, weight-perturbation: 2 loss values, cosine 0.02 (0.015 to 0.025), 75\u00a0×",
+        "backprop: one loss value and its derivative, cosine 1 (0.99 to 1).",
+    ):
+        assert part in said, (part, said)
+    assert "Not in this run" not in said
+
+
+def test_a_method_that_learns_on_a_task_of_its_own_counts_there(tmp_path: Path) -> None:
+    records = made_up(FOLLOWED)
+    for record in records:
+        if record["kind"] == "displacement" and record["method"] == "rbm":
+            record["task"] = "rbm-digits"
+    save(records, tmp_path)
+    verdict = same_logic(read(tmp_path))
+    assert verdict.ruling == HOLDS
+    assert "rbm on rbm-digits: no loss value, cosine 0.2 (0.2 to 0.21);" in verdict.meaning
+
+
+def test_where_a_method_was_followed_on_several_tasks_that_of_the_run_counts(tmp_path: Path) -> None:
+    records = made_up(FOLLOWED)
+    elsewhere = [
+        {**r, "task": "step-digits", "cosine": -0.9}
+        for r in records
+        if r["kind"] == "displacement" and r["method"] == "swarm"
+    ]
+    save(records[:1] + elsewhere + records[1:], tmp_path)
+    assert "swarm: 16 loss values, cosine 0.04 (" in same_logic(read(tmp_path)).meaning
 
 
 def test_every_claim_is_tried_with_every_ruling() -> None:

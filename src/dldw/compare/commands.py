@@ -144,6 +144,33 @@ def train(
     train_and_save(task, method, out, seed=seed, budget=budget, data=data)
 
 
+@app.command()
+def replay(
+    base: Annotated[Path, typer.Argument(help="The weights that the run began with, in safetensors.")],
+    log: Annotated[Path, typer.Argument(help="The log that dldw.ForwardOnly wrote.")],
+    out: Annotated[Path, typer.Option(help="Where to save the trained weights, in safetensors.")],
+) -> None:
+    """Make the weights that forward passes alone have trained, from the first ones and the log of the run."""
+    from dldw.compare.single import replay_and_save
+
+    replay_and_save(base, log, out)
+
+
+@app.command()
+def check(
+    target: Annotated[
+        str,
+        typer.Argument(help="path/to/file.py:Model, path/to/file.py:Function, or a file or directory of functions."),
+    ],
+    directions: Annotated[int, typer.Option(help="Random directions.", min=1)] = 8,
+    seed: Annotated[int, typer.Option(help="Decides directions, weights and examples.")] = 0,
+) -> None:
+    """Check gradients against difference quotients; exit status 0 for right, 1 for wrong, 3 for cannot tell."""
+    from dldw.compare.check import check_target
+
+    raise typer.Exit(check_target(target, directions=directions, seed=seed))
+
+
 @app.command("methods")
 def list_methods(as_json: Annotated[bool, typer.Option("--json", help="Print the cards as JSON.")] = False) -> None:
     """List the methods, what each claims, needs and costs."""

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from dldw.compare.item import SECONDS_PER_FORWARD, Identity, Item, MethodItem, note
+from dldw.compare.quality import measure, trainable
 from dldw.compare.records import Record
-from dldw.compare.spec import Spec
-from dldw.compare.statistics import mean_interval
-from dldw.compare.train import forwards_per_step
 from dldw.errors import DldwError
 from dldw.source import GradientSource
 from dldw.tasks.task import Task
 
 WARM_UP = 30
-BLOCKS = 10
 LONGEST = 60_000
 """Forwards that one item may take; a method whose step costs more gets fewer draws, and two at least."""
 
@@ -41,11 +36,6 @@ def exact_gradient(task: Task, model: nn.Module, batch: Any) -> Tensor:
     tensors = list(trainable(model).values())
     found = torch.autograd.grad(task.loss(model, batch).mean(), tensors, allow_unused=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(tensors, found, strict=True)])
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable weights by name; every vector [d] here lists them in this order."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 @dataclass(frozen=True)
@@ -76,90 +66,29 @@ class Estimating(MethodItem):
         except RuntimeError as error:
             return [note(f"Estimates on {self.task} have no exact gradient to be compared with: {error}")]
         generator = torch.Generator().manual_seed(20_000 + self.seed)
-        untouched = generator.get_state()
         learner: Any = self.spec.method.build(model, task.loss, generator, **settings)
         source: GradientSource = learner.source
-        weights = trainable(model).values()
-        d = sum(p.numel() for p in weights)
-        draws = max(2, min(self.draws, int(LONGEST // forwards_per_step(self.spec, settings, d))))
-        scale = _scale(self.spec, settings, d)
-        norm = float(g.norm())
-        blocks, squares, cosines = g.new_zeros(min(BLOCKS, draws), d), 0.0, []
+        draws = max(2, min(self.draws, int(LONGEST // source.forwards(g.numel()))))
         try:
-            for i in range(draws):
-                model.zero_grad()
-                source(model, batch)
-                estimate = torch.cat([_grad(p).flatten() for p in weights]).double() * scale
-                length = float(estimate.norm())
-                cosines.append(float(estimate @ g) / (length * norm) if length and norm else 0.0)
-                if torch.equal(generator.get_state(), untouched):  # nothing was drawn: the next one would be the same
-                    draws, blocks, squares = 1, estimate[None], length**2
-                    break
-                blocks[i % len(blocks)] += estimate
-                squares += float(estimate.square().sum())
+            found = measure(source, g, model, batch, draws=draws, narrow=0.0)
         except DldwError as error:
             return [note(f"The estimate of {self.label} could not be judged on {self.task}: {error}")]
-        mean = blocks.sum(0) / draws
-        variance = 0.0 if draws == 1 else max(0.0, squares - draws * float(mean.square().sum())) / (draws - 1)
-        bias = _bias(blocks * (len(blocks) / draws) - g)
-        cosine, low, high = mean_interval(cosines) if draws > 1 else (cosines[0], cosines[0], cosines[0])
-        sized = source.additive and norm > 0
         record: dict[str, Any] = {
             "kind": "estimate",
             "task": self.task,
             "method": self.label,
             "seed": self.seed,
             "width": self.width,
-            "weights": d,
-            "draws": draws,
-            "cosine": cosine,
-            "cosine_low": low,
-            "cosine_high": high,
-            "relative_variance": variance / norm**2 if sized else None,
-            "relative_bias": bias / norm if sized else None,
-            "theory_variance": theory_variance(self.spec, settings, d),
+            "weights": found.weights,
+            "draws": found.draws,
+            "cosine": found.cosine,
+            "cosine_low": found.cosine_interval[0],
+            "cosine_high": found.cosine_interval[1],
+            "relative_variance": found.variance,
+            "relative_bias": None if found.bias_interval is None else found.bias_interval[0],
+            "theory_variance": found.predicted_variance,
         }
         return [cast(Record, record)]
-
-
-def _bias(errors: Tensor) -> float:
-    """|E ghat - g| from the errors of independent means [k, d]; 0 where it may be 0 (95 %).
-
-    The product of two independent errors is |E ghat - g|² on average, however large their variance.
-    """
-    if len(errors) == 1:
-        return float(errors.norm())
-    products = errors @ errors.T
-    pairs = products[torch.triu_indices(len(errors), len(errors), 1).unbind()]
-    spread = 1.96 * float(pairs.std()) / math.sqrt(len(pairs)) if len(pairs) > 1 else 0.0
-    return math.sqrt(max(0.0, float(pairs.mean()) - spread))
-
-
-def theory_variance(spec: Spec, settings: dict[str, Any], d: int) -> float | None:
-    """E|ghat - g|² / |g|² on a linear loss, where the closed form is known."""
-    arguments = {**spec.method.settings, **settings}
-    match spec.target:
-        case "backprop" | "finite-difference":
-            return 0.0
-        case "forward-gradient":
-            return (d + 1) / float(arguments["directions"])
-        case "spsa":
-            gaussian = arguments["distribution"] == "gaussian"
-            return (d + 1 if gaussian else d - 1) / float(arguments["directions"])
-        case "weight-perturbation":
-            return (d - 1) / float(arguments["weights"])
-    return None
-
-
-def _scale(spec: Spec, settings: dict[str, Any], d: int) -> float:
-    """What makes the mean of the estimates the gradient: k single weights out of d add up to k/d of it."""
-    if spec.target != "weight-perturbation":
-        return 1.0
-    return d / float({**spec.method.settings, **settings}["weights"])
-
-
-def _grad(p: Tensor) -> Tensor:
-    return torch.zeros_like(p) if p.grad is None else p.grad
 
 
 @dataclass(frozen=True)
@@ -191,24 +120,24 @@ class Nudging(Item):
                 note(f"The difference quotient on {self.task} has no exact derivative to be compared with: {error}")
             ]
         weights = trainable(model)
-        sizes = [p.numel() for p in weights.values()]
         alive = g.nonzero().flatten()  # a pixel that is always blank has weights that change nothing
         generator = torch.Generator().manual_seed(0)
         picks = alive[torch.randperm(len(alive), generator=generator)[: self.count]]
         signs = torch.randint(2, (len(picks),), generator=generator) * 2 - 1
         rms = float(g[alive].square().mean().sqrt())
-        flat = torch.cat([p.detach().flatten() for p in weights.values()])
+        spots = [(p, i) for p in weights.values() for i in range(p.numel())]
         with torch.no_grad():
             plain = _mean_loss(task, model, batch)
             records = []
             for nudge in self.nudges:
                 quotients = []
                 for pick, sign in zip(picks.tolist(), signs.tolist(), strict=True):
-                    moved = flat.clone()
-                    moved[pick] += sign * nudge
-                    parts = zip(weights.items(), moved.split(sizes), strict=True)
-                    nudged = _With(model, {name: part.view_as(p) for (name, p), part in parts})
-                    quotients.append((_mean_loss(task, nudged, batch) - plain) / (sign * nudge))
+                    p, i = spots[pick]
+                    spot = p.view(-1)[i]
+                    kept = spot.clone()
+                    spot += sign * nudge
+                    quotients.append((_mean_loss(task, model, batch) - plain) / (sign * nudge))
+                    spot.copy_(kept)
                 found = torch.tensor(quotients, dtype=torch.float64)
                 errors = (found - g[picks]).abs() / rms
                 low, middle, high = torch.quantile(
@@ -226,17 +155,6 @@ class Nudging(Item):
                 }
                 records.append(cast(Record, record))
         return records
-
-
-class _With(nn.Module):
-    """A model with other values for its weights, which themselves are not written."""
-
-    def __init__(self, model: nn.Module, values: dict[str, Tensor]) -> None:
-        super().__init__()
-        self._model, self._values = [model], values  # in a list: not a submodule of this one
-
-    def forward(self, *inputs: Any) -> Any:
-        return functional_call(self._model[0], self._values, inputs)
 
 
 def _mean_loss(task: Task, model: nn.Module, batch: Any) -> float:

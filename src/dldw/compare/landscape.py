@@ -104,7 +104,12 @@ class Mapping2d(Item):
             return [note(f"There is no two-weight landscape of {self.task}: {error}")]
         pair = TwoWeights(model, at)
         centre = pair.pair.detach().clone()
-        reach = _reach(task, pair, batch, centre)
+        try:
+            reach = _reach(task, pair, batch, centre)
+        except AttributeError as error:
+            return [
+                note(f"There is no two-weight landscape of {self.task}: its loss is not of a forward pass: {error}")
+            ]
         x = torch.linspace(float(centre[0]) - reach, float(centre[0]) + reach, self.grid).tolist()
         y = torch.linspace(float(centre[1]) - reach, float(centre[1]) + reach, self.grid).tolist()
         loss = [[_loss_at(task, pair, batch, (a, b)) for a in x] for b in y]

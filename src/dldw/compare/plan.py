@@ -43,6 +43,8 @@ BASELINES = ("backprop", "backprop[checkpoint=true]", "random-search")
 """In every comparison: what nobody may leave out. The untrained model is the evaluation at step 0."""
 FIRST = ("backprop", "weight-perturbation", "backprop[checkpoint=true]", "random-search")
 """What studies take before all others: what the question asks about, and the baselines."""
+NAMED = ("perceptron", "contrastive-divergence", "particle-swarm", "genetic-algorithm")
+"""Whose steps are followed before those of all others but the first: the discussion names them."""
 CORES = 2
 """What a total is meant for: where one process runs alone, the other core waits, and that counts too."""
 
@@ -146,7 +148,7 @@ class Plan:
             "wider cost": order if self.task.wider else [],
             "landscape": plain if budget.grid else [],
             "estimate": sources if budget.draws else [],
-            "displacement": plain if budget.displacements else [],
+            "displacement": ranked(plain, (*FIRST, *NAMED)) if budget.displacements else [],
             "companion": plain if self.task.companion and budget.companion_seeds else [],
             "learning-rate": sources if budget.factors else [],
             "width": sources if budget.widths and self.task.width is not None else [],
@@ -309,10 +311,18 @@ def make_plan(
     task = load_task(target, data)
     plays = task.interactions is not None
     default = task.methods or [name for name in METHODS if plays or method(name).card.needs != "episodes"]
+    dropped = []
+    if not methods and not trials and not task.methods and task.settings:  # untuned beside tuned would not be fair
+        searched = {*task.settings, *(trial["method"] for trial in tuned(task.name)["record"])}
+        if untuned := [name for name in default if name not in searched]:
+            default = [name for name in default if name in searched]
+            dropped.append(
+                f"{', '.join(untuned)} {'are' if len(untuned) > 1 else 'is'} not there, because {target} has no settings "
+                "tuned for them: name the methods to compare, or let --tune find settings for all"
+            )
     asked = parse_all(methods or default)
     probe(target, task)
     asked += [baseline for baseline in parse_all(BASELINES) if baseline not in asked]
-    dropped = []
     for spec in list(asked):
         optional = spec.label in BASELINES or not methods  # nobody named it: left out where it cannot run
         if optional and (reason := unable(task, spec)):

@@ -80,6 +80,9 @@ class Evaluation(TypedDict):
     loss: float | None  # null when not finite
     accuracy: float | None  # null where the task has none
     interactions: NotRequired[int | None]  # steps of a simulator taken so far; null where the task has none
+    generation_best: NotRequired[float | None]  # loss on its batch of the last generation's best; of searchers alone
+    generation_median: NotRequired[float | None]  # the same of its median candidate; null when not finite
+    diversity: NotRequired[float | None]  # rms distance of a weight from its mean over that generation
 
 
 class End(TypedDict):
@@ -98,6 +101,7 @@ class End(TypedDict):
     failed: bool  # the target was not reached within the budget
     forwards_to_target: float | None
     seconds_to_target: float | None
+    interactions_to_target: NotRequired[int | None]  # steps of a simulator; null also where the task has none
     forwards: float
     metric: float | None  # the task's metric at the end
     best: float | None  # the best value of the metric on the way

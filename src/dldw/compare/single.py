@@ -1,18 +1,21 @@
-"""``dldw train``: one model, one method, weights saved."""
+"""``dldw train`` and ``dldw replay``: the weights of one model, saved."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from safetensors.torch import save_model
+from safetensors.torch import save_file, save_model
 
 from dldw.compare.budget import parse_budget
 from dldw.compare.spec import parse
 from dldw.compare.terminal import plain
 from dldw.compare.train import train
 from dldw.errors import DldwError
+from dldw.learners.forward_only import replay
+from dldw.runlog import digest, read
 from dldw.tasks import load_task
 
 
@@ -23,8 +26,7 @@ def train_and_save(target: str, method: str, out: Path, *, seed: int, budget: st
         DldwError: Task, method or budget do not exist; training failed; or ``out`` cannot be written.
     """
     spec, spending = parse(method), parse_budget(budget)
-    if not out.parent.is_dir() or out.is_dir():
-        raise DldwError(f"weights cannot be saved as {out}: it must be a file in a directory that exists.")
+    _require_file(out)
     task = load_task(target, data)
     console = Console()
 
@@ -39,11 +41,38 @@ def train_and_save(target: str, method: str, out: Path, *, seed: int, budget: st
     curve = train(task, spec, settings, seed, forwards=spending.forwards, per_decade=5, model=model, progress=say)
     if curve.reason in ("diverged", "error"):
         raise DldwError(f"training with {spec.label} failed, so nothing was saved: {curve.error}")
+    metadata = {"task": target, "method": spec.label, "seed": str(seed)}
+    _save(out, lambda part: save_model(model, part, metadata=metadata))
+    plain(console, f"Weights: {out}")
+
+
+def replay_and_save(base: Path, log: Path, out: Path) -> None:
+    """Makes the trained weights from the first ones and the log of ``ForwardOnly``, and tells their digest.
+
+    Raises:
+        DldwError: The log does not fit the weights, or one of the files cannot be read or written.
+    """
+    _require_file(out)
+    weights = replay(base, log)
+    _save(out, lambda part: save_file(weights, part))
+    head, steps = read(log)
+    console = Console()
+    plain(console, f"Steps: {len(steps):,}")
+    plain(console, f"Digest: {digest({name: weights[name] for name in head['weights']})}")
+    plain(console, f"Weights: {out}")
+
+
+def _require_file(out: Path) -> None:
+    if not out.parent.is_dir() or out.is_dir():
+        raise DldwError(f"weights cannot be saved as {out}: it must be a file in a directory that exists.")
+
+
+def _save(out: Path, write: Callable[[str], object]) -> None:
+    """Lets ``write`` make a file and moves it to ``out``, so that nothing is left half-written."""
     part = out.with_name(out.name + ".part")
     try:
-        save_model(model, str(part), metadata={"task": target, "method": spec.label, "seed": str(seed)})
+        write(str(part))
         part.replace(out)
     except Exception as error:  # safetensors raises its own kind, which derives from Exception alone
         part.unlink(missing_ok=True)
         raise DldwError(f"weights cannot be saved as {out}: {error}. Make room or choose another place.") from error
-    plain(console, f"Weights: {out}")

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from dldw.compare.generation import generation
 from dldw.compare.item import SECONDS_PER_FORWARD, Identity, MethodItem
 from dldw.compare.records import Record, Study
 from dldw.compare.spec import Spec
@@ -96,6 +97,7 @@ def train(
                 "accuracy": _finite(figures.get("accuracy")),
                 "interactions": None if before is None else (task.interactions or 0) - before,
                 task.metric: _finite(figures[task.metric]),
+                **generation(learner),
             }
             curve.points.append(point)
             if progress:
@@ -177,6 +179,7 @@ class Training(MethodItem):
             "failed": curve.to_target is None,
             "forwards_to_target": curve.to_target and curve.to_target["forwards"],
             "seconds_to_target": curve.to_target and curve.to_target["seconds"],
+            "interactions_to_target": curve.to_target and curve.to_target["interactions"],
             "forwards": curve.points[-1]["forwards"] if curve.points else 0.0,
             "metric": curve.points[-1][task.metric] if curve.points else None,
             "best": best,

@@ -30,10 +30,9 @@ class ForwardForward:
 
     and hands on its outputs divided by their root mean square, so that the next one cannot read the goodness off their
     length. Each block has an optimizer of its own and steps before the next block runs; no graph goes beyond a block. The
-    ``model`` that predicts scores every label by the sum of the goodness of all layers.
+    ``model`` that predicts scores every label by the sum of the goodness of all layers, in C forwards.
 
-    Cost: 4 forward-equivalents, forward and gradient of the weights for positive and negative data; activations and
-    gradients of one block. A prediction takes C forwards.
+    Cost: 4 forward-equivalents, for positive and negative data each 2; activations and gradients of one block.
 
     Source: Hinton 2022, arXiv 2212.13345; symba: Lee & Song 2023, arXiv 2303.08418.
 
@@ -41,10 +40,11 @@ class ForwardForward:
         layers: A chain of layers from inputs [B, ..] on, or a model that names its blocks in ``dldw_blocks``. What it puts
             out is the last layer, not scores.
         loss: ``goodness`` or ``symba``.
-        threshold: θ, or α of ``symba``.
+        threshold: θ of ``goodness``.
+        alpha: α of ``symba``.
         classes: C; by default the last dimension of what ``layers`` put out.
         lr: Learning rate of every block.
-        optimizer: ``sgd`` or ``adam``.
+        optimizer: ``sgd`` or ``adam``, one for each block.
         generator: Where wrong labels are drawn from; by default seeded with ``torch.initial_seed()``.
 
     Example:
@@ -65,7 +65,8 @@ class ForwardForward:
         paper="Hinton 2022, arXiv 2212.13345; Lee & Song 2023, arXiv 2303.08418",
         space={
             "lr": Float(1e-4, 0.3),
-            "threshold": Float(0.3, 10.0),
+            "threshold": Float(0.1, 10.0),
+            "alpha": Float(1.0, 30.0),
             "loss": Choice(("goodness", "symba")),
             "optimizer": Choice(("sgd", "adam")),
         },
@@ -78,7 +79,8 @@ class ForwardForward:
         layers: nn.Module,
         *,
         loss: LocalLoss = "symba",
-        threshold: float = 2.0,
+        threshold: float = 1.0,
+        alpha: float = 8.0,
         classes: int | None = None,
         lr: float = 0.003,
         optimizer: OptimizerName = "adam",
@@ -86,11 +88,13 @@ class ForwardForward:
     ) -> None:
         if loss not in ("goodness", "symba"):
             raise DldwError(f"loss must be goodness or symba, got {loss!r}: what each layer steps down.")
-        if not threshold > 0:
-            raise DldwError(f"threshold must be positive, got {threshold}: it is compared with a mean square.")
+        if not (threshold > 0 and alpha > 0):
+            raise DldwError(
+                f"threshold and alpha must be positive, got {threshold} and {alpha}: goodness is a mean square."
+            )
         weights = Weights.of(layers)
         weights.require_trainable()
-        self.loss, self.threshold, self.lr, self.optimizer = loss, threshold, lr, optimizer
+        self.loss, self.threshold, self.alpha, self.lr, self.optimizer = loss, threshold, alpha, lr, optimizer
         self.model = ByGoodness(layers, classes)
         self.generator = generator or torch.Generator(weights.device).manual_seed(torch.initial_seed())
         self._optimizers = BlockOptimizers(lr, optimizer)
@@ -100,7 +104,7 @@ class ForwardForward:
 
         Raises:
             DldwError: The batch is not inputs [B, ..] and whole labels [B].
-            NonFiniteLossError: The loss of a block is NaN or infinite; the blocks below have learnt already.
+            NonFiniteLossError: The loss of a block is; the blocks below have learnt already.
         """
         x, labels = inputs_and_labels(batch)
         weights = Weights.of(self.model.layers)
@@ -129,16 +133,13 @@ class ForwardForward:
 
     def _loss(self, positive: Tensor, negative: Tensor) -> Tensor:
         if self.loss == "symba":
-            return F.softplus(self.threshold * (negative - positive)).mean()
+            return F.softplus(self.alpha * (negative - positive)).mean()
         return (F.softplus(self.threshold - positive) + F.softplus(negative - self.threshold)).mean()
 
     def state_dict(self) -> dict[str, Any]:
         """The states of layers, optimizers and generator."""
-        return {
-            "layers": self.model.layers.state_dict(),
-            "optimizers": self._optimizers.state_dict(),
-            "generator": self.generator.get_state(),
-        }
+        layers, optimizers = self.model.layers.state_dict(), self._optimizers.state_dict()
+        return {"layers": layers, "optimizers": optimizers, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` gave."""

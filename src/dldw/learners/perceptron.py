@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dldw.errors import DldwError, NonFiniteLossError
-from dldw.readout import Readout, require_margin
 from dldw.source import Batch
+from dldw.top_layer import Readout, require_margin
 from dldw.weights import Weights
 
 BLOCK = 32

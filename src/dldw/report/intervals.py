@@ -57,7 +57,9 @@ def bootstrap(values: Iterable[float], statistic: Callable[..., Any] = np.mean) 
 
 
 def to_target(end: End, axis: str) -> float | None:
-    """What a run spent until the target, in ``forwards`` or ``seconds``; None where it missed it."""
+    """What a run spent until the target, in ``forwards``, ``seconds`` or ``interactions``; None where it missed it."""
+    if axis == "interactions":
+        return end.get("interactions_to_target")
     return end["forwards_to_target"] if axis == "forwards" else end["seconds_to_target"]
 
 

@@ -23,6 +23,7 @@ from dldw.report.words import between, duration, number, percent, size, times
 
 SECTIONS = (
     ("learning", "How far the same work goes", ("curves", "target")),
+    ("populations", "What populations do", ("generations", "diversity")),
     ("price", "What one step costs", ("cost", "memory")),
     ("layers", "What depth costs", ("depth",)),
     ("estimate", "How good the estimate is", ("cosine", "quotient")),

@@ -10,7 +10,7 @@ from torch import Tensor
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
 from dldw.searcher import Searcher
-from dldw.searchers.sampling import Bounds, Box, around, coins, others
+from dldw.searchers.sampling import Bounds, Box, coins, others
 
 
 class DifferentialEvolution(Searcher):
@@ -29,7 +29,8 @@ class DifferentialEvolution(Searcher):
         mutation: Scale F of the differences.
         crossover: Probability CR that a coordinate is the mutant's.
         strategy: ``rand/1/bin``, or ``best/1/bin``, which is faster and more easily caught in a local minimum.
-        sigma: Standard deviation of the first population around the start point, in units of x.
+        sigma: Standard deviation of the first population around the start point, in units of x; by default it is spread
+            evenly over the bounds, or 1 where there are none.
         bounds: Lower and upper bound, each a number or one for each coordinate; what a mutant has beyond
             them is drawn anew within, which keeps a population alive that reflection lets shrink.
         generator: See ``Searcher``.
@@ -71,12 +72,13 @@ class DifferentialEvolution(Searcher):
         mutation: float = 0.5,
         crossover: float = 0.9,
         strategy: Literal["rand/1/bin", "best/1/bin"] = "rand/1/bin",
-        sigma: float = 1.0,
+        sigma: float | None = None,
         bounds: Bounds | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(generator)
-        if population < 4 or not sigma > 0:
+        sigma = 1.0 if sigma is None and bounds is None else sigma
+        if population < 4 or not (sigma is None or sigma > 0):
             raise DldwError(
                 f"population must be at least 4, a parent and three others, and sigma positive, got {population} and {sigma}."
             )
@@ -93,7 +95,7 @@ class DifferentialEvolution(Searcher):
 
     def _ask(self, generator: torch.Generator) -> Tensor:
         if not self._told:
-            return self._box.reflect(around(self._x0, self.population, self.sigma, generator))
+            return self._box.population(self._x0, self.population, self.sigma, generator)
         x, n = self._x, self.population
         a, b, c = others(n, 3, generator)
         mutants = x.index_select(0, b).sub_(x.index_select(0, c)).mul_(self.mutation)

@@ -10,7 +10,7 @@ from torch import Tensor
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
 from dldw.searcher import Searcher
-from dldw.searchers.sampling import Bounds, Box, around, random_bytes
+from dldw.searchers.sampling import Bounds, Box, random_bytes
 
 
 class ParticleSwarm(Searcher):
@@ -33,7 +33,8 @@ class ParticleSwarm(Searcher):
         cognitive: Greatest pull to the particle's own best point.
         social: Greatest pull to the neighbourhood's.
         topology: ``global`` or ``ring``; the ring is slower and less easily caught in a local minimum.
-        sigma: Standard deviation of the first swarm around the start point, in units of x.
+        sigma: Standard deviation of the first swarm around the start point, in units of x; by default it is spread evenly
+            over the bounds, or 1 where there are none.
         bounds: Lower and upper bound, each a number or one for each coordinate.
         generator: See ``Searcher``.
 
@@ -74,12 +75,13 @@ class ParticleSwarm(Searcher):
         cognitive: float = 1.49618,
         social: float = 1.49618,
         topology: Literal["global", "ring"] = "global",
-        sigma: float = 1.0,
+        sigma: float | None = None,
         bounds: Bounds | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(generator)
-        if particles < 2 or not sigma > 0:
+        sigma = 1.0 if sigma is None and bounds is None else sigma
+        if particles < 2 or not (sigma is None or sigma > 0):
             raise DldwError(f"a swarm needs at least 2 particles and a positive sigma, got {particles} and {sigma}.")
         if not 0 <= inertia < 1 or cognitive < 0 or social < 0:
             raise DldwError(
@@ -94,15 +96,17 @@ class ParticleSwarm(Searcher):
 
     def _reset(self, x0: Tensor) -> None:
         self._x0, self._box = x0, Box(self.bounds, x0)
-        half = self._box.width / 2 if self.bounds is not None else x0.new_tensor(2 * self.sigma, dtype=torch.float64)
+        half = self._box.width / 2
         self._fastest = half if half.ndim else float(half)  # clamping to a number takes a ninth of the time
+        if self.sigma is not None and not self._box.bounded:
+            self._fastest = 2 * self.sigma
         self._block = max(1, (1 << 16) // x0.numel())
         self._v = x0.new_zeros((self.particles, x0.numel()))
         self._losses = torch.full((self.particles,), torch.inf, dtype=torch.float64, device=x0.device)
 
     def _ask(self, generator: torch.Generator) -> Tensor:
         if not self._told:
-            self._x = self._box.reflect(around(self._x0, self.particles, self.sigma, generator))
+            self._x = self._box.population(self._x0, self.particles, self.sigma, generator)
             self._own = self._x.clone()
             return self._x
         weights, social, x = random_bytes(2, self._x, generator), self._attractor(), torch.empty_like(self._x)

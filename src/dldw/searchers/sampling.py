@@ -96,6 +96,15 @@ class Box:
         """Upper bound less lower bound, [] or [d]."""
         return self.high - self.low
 
+    def population(self, x0: Tensor, n: int, sigma: float | None, generator: torch.Generator) -> Tensor:
+        """A first population [n, d]: Gaussian around x0, itself included; or, where sigma is None, even over the box.
+
+        Over a box the start point is no member: one that is far better than all others makes copies of itself of them.
+        """
+        if sigma is None:
+            return x0.new_empty((n, x0.numel())).uniform_(generator=generator).mul_(self.width).add_(self.low)
+        return self.reflect(around(x0, n, sigma, generator))
+
     def reflect(self, x: Tensor) -> Tensor:
         """Mirrors ``x`` [n, d] at the walls, in place, as often as it takes."""
         if self.bounded:

@@ -25,10 +25,9 @@ class ActivityForwardGradient(GradientSource):
         global:  ghat_l = 1/B · sum_i (∇_a L_i · ξ_i) ξ_il x_ilᵀ,                     a: the outputs of all layers
         local:   ghat_l = 1/B · sum_i sum_g (∇_a,g loss(R_l h_l)_i · ξ_ig) ξ_ig x_ilᵀ,     g: groups of channels of layer l
 
-    with ξ ~ N(0, I). Globally it is node perturbation with exact slopes, unbiased, and its variance grows with the nodes of
-    the whole network. A local loss, the user's own given the scores of a fixed random readout in the place of the model's
-    output, has a slope for each group of channels, through the part of the scores that the group gives: the variance grows
-    with the size of a group. Weights outside layers are moved along Gaussians too.
+    with ξ ~ N(0, I). Globally it is node perturbation with exact slopes: unbiased, of a variance that grows with all nodes. A
+    local loss, the user's own given the scores of a fixed random readout in the place of the model's output, has a slope for
+    each group of channels, through its part of the scores: the variance grows with the size of a group.
 
     Cost: 2 forward-equivalents and the readouts (global: 3), twice a forward's memory; no backward pass.
 
@@ -57,8 +56,8 @@ class ActivityForwardGradient(GradientSource):
         memory="2 a: the layers' inputs and noise on their outputs",
         paper="Ren et al. 2022, arXiv 2210.03310",
         space={"lr": Float(1e-4, 1.0), "optimizer": Choice(("sgd", "adam"))},
-        note="Other objective: layers below the last follow losses of their own, not dL/dw; local=False is unbiased. The "
-        "readouts take 2 outputs/width more forwards a step.",
+        note="Other objective: layers below the last follow losses of their own, not dL/dw; local=False is unbiased. "
+        "Readouts take 2 outputs/width more forwards.",
     )
     per_example = True
 
@@ -83,7 +82,7 @@ class ActivityForwardGradient(GradientSource):
         layout = Layout.of(objective)
         noise = Noise(weights, {place for layer in layout.nodes for place in layer}, generator)
         errors: list[Tensor] = []
-        along_weights = 0.0
+        along_weights = 0.0  # the slope along z, on which weights outside layers are moved
 
         def probed(call: Call) -> Tensor:
             x, tangent = forward_ad.unpack_dual(call.input)
@@ -97,8 +96,9 @@ class ActivityForwardGradient(GradientSource):
 
         def cut(number: int, h: Tensor) -> Tensor:
             nonlocal along_weights
-            h, tangent = forward_ad.unpack_dual(h)
-            block = noise.probed[len(errors) :]
+            (h, tangent), block = forward_ad.unpack_dual(h), noise.probed[len(errors) :]
+            if tangent is None:  # a block without layers
+                return h
             matrix, shared = self._readouts.of(number, h, layout, generator)
             made, found = scores(h, matrix, shared, layout), [torch.zeros_like(p.noise) for p in block]
             flat = tangent.reshape(*h.shape[:shared], -1)

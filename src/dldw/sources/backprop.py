@@ -55,6 +55,7 @@ class Backprop(GradientSource):
         forwards="4 if checkpoint or reversible else 3",
         memory="d + a; checkpointed: d + a/blocks + one tensor a block; reversible: d + a/blocks",
         paper="Rumelhart, Hinton & Williams 1986; Chen et al. 2016, arXiv 1604.06174",
+        variance="0",
         space={"lr": Float(1e-3, 3.0), "optimizer": Choice(("sgd", "adam"))},
     )
 

@@ -46,6 +46,7 @@ class FiniteDifference(Directional):
         forwards="2 * d if central else d + 1",
         memory="one weight tensor; batched: chunks within the memory bound",
         paper="Nocedal & Wright 2006, Numerical Optimization, 8.1",
+        variance="0",
         space={"lr": Float(1e-2, 10.0)},
         note="Deterministic; off by O(step²) and by rounding, about 1e-10 of the gradient in float64.",
     )

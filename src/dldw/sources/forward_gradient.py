@@ -43,6 +43,7 @@ class ForwardGradient(Directional):
         forwards="3 * directions",
         memory="d for each direction held, and the tangents of one layer",
         paper="Baydin et al. 2022, arXiv 2202.08587",
+        variance="(d + 1) / directions",
         space={"lr": Float(1e-4, 1.0), "optimizer": Choice(("sgd", "adam"))},
         note="Variance grows with d, as with every random direction; the slope itself is exact.",
     )

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import NonFiniteLossError
-from dldw.readout import Readout, require_margin
 from dldw.source import Batch, GradientSource
+from dldw.top_layer import Readout, require_margin
 
 
 class Perceptron(GradientSource):

@@ -60,6 +60,7 @@ class SPSA(Directional):
         forwards="2 * directions if two_sided else directions + 1",
         memory="2 d for each direction held",
         paper="Spall 1992, IEEE TAC 37(3); MeZO, arXiv 2305.17333",
+        variance="(d + 1 if distribution == 'gaussian' else d - 1) / directions",
         space={"lr": Float(1e-4, 1.0), "sigma": Float(1e-4, 1.0), "optimizer": Choice(("sgd", "adam"))},
         note="Unbiased up to O(sigma²), exactly on a quadratic; one-sided: up to O(sigma). Variance grows with d.",
     )

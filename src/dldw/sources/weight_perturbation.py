@@ -55,6 +55,8 @@ class WeightPerturbation(Directional):
         forwards="1 + weights",
         memory="one weight tensor",
         paper="AI Stack Exchange 2020, 'How is back-propagation useful in neural networks?'",
+        scale="d / weights",
+        variance="(d - 1) / weights",
         space={"lr": Float(0.1, 100.0)},
         note="One weight a step: E[estimate] = weights/d * dL/dw; one-sided, so off by dw/2 times the curvature.",
     )

@@ -34,6 +34,9 @@ TASKS = {
     "mountain-car-continuous": "dldw.tasks.mountain_car_continuous:MountainCarContinuous",
     "rbm-digits": "dldw.tasks.rbm_digits:RbmDigits",
     "two-bars": "dldw.tasks.two_bars:TwoBars",
+    "duplication": "dldw.tasks.duplication:Duplication",
+    "text": "dldw.tasks.text:Text",
+    "text-transformer": "dldw.tasks.text_transformer:TextTransformer",
 }
 NEEDED = ("name", "summary", "target", "batch_size", "train_examples", "test_examples")
 """What a task has to say of itself, beside its four methods."""

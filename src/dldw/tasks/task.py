@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from importlib.resources import files
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dldw.errors import DldwError
 
 Settings = dict[str, dict[str, Any]]
+Made = TypeVar("Made")
 
 
 class Tuned(TypedDict):
@@ -108,7 +109,7 @@ def tuned(task: str) -> Tuned:
     return found
 
 
-def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+def seeded(seed: int, make: Callable[[], Made]) -> Made:
     """Runs ``make()`` under ``seed`` and puts the global random state back."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -14,6 +14,7 @@ from altair.utils.schemapi import debug_mode
 from dldw.report.charts.cost import memory, step_cost
 from dldw.report.charts.depth import depth
 from dldw.report.charts.estimate import cosine, quotient
+from dldw.report.charts.generations import diversity, generations
 from dldw.report.charts.kit import Chart, Look, looks
 from dldw.report.charts.landscape import landscape
 from dldw.report.charts.learning import learning_curves, time_to_target
@@ -34,6 +35,8 @@ def charts(results: Results) -> list[Chart]:
 CHARTS: tuple[Callable[[Results], Chart | None], ...] = (
     learning_curves,
     time_to_target,
+    generations,
+    diversity,
     step_cost,
     memory,
     depth,

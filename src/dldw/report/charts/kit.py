@@ -178,6 +178,26 @@ def log_axis(title: str, values: Sequence[float], label: str = COUNT) -> Any:
     )
 
 
+def loss_y(field: str, title: str, values: Iterable[float], lowest: float = 0.0) -> Any:
+    """An axis for what cannot be negative: logarithmic where it falls by so many powers of ten that no other shows it.
+
+    Args:
+        field: What is drawn.
+        title: Of the axis.
+        values: All that is drawn.
+        lowest: What lies below is drawn here, where the axis is logarithmic.
+    """
+    known = [v for v in values if math.isfinite(v)]
+    positive = [v for v in known if v > 0]
+    if min(known, default=-1.0) < 0 or not positive or max(positive) < 1000 * min(positive):
+        return alt.Y(
+            field, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(title=title, format=",~r", tickCount=6)
+        )
+    least = max(lowest, min(positive))
+    scale = alt.Scale(type="log", nice=False, clamp=True, domainMin=least)
+    return alt.Y(field, scale=scale, axis=log_axis(title, [least, max(positive)], SMALL))
+
+
 def weights_axis(rows: Iterable[Row]) -> Any:
     """An axis labelled at the sizes of network that were looked at."""
     sizes = sorted({row["weights"] for row in rows})

@@ -16,6 +16,7 @@ from dldw.report.charts.kit import (
     Row,
     for_tasks,
     log_axis,
+    loss_y,
     rounded,
     thin,
 )
@@ -31,7 +32,7 @@ AXES = {
 }
 METRICS = {
     "accuracy": "test accuracy",
-    "return": "return of unseen episodes",
+    "return": "mean return of unseen episodes",
     "log-likelihood": "test log-likelihood, nats",
     "loss": "test loss",
 }
@@ -46,7 +47,9 @@ def learning_curves(results: Results) -> Chart | None:
     tasks = list(dict.fromkeys(r["task"] for r in rows))
     axes = _axes(results)
     specs = {
-        f"{metric}/{axis}": _curve_spec(kit, metric, axis, axes, [r[axis] for r in rows if axis in r])
+        f"{metric}/{axis}": _curve_spec(
+            kit, metric, axis, axes, [r[axis] for r in rows if axis in r], _y(results, rows, metric)
+        )
         for metric in metrics
         for axis in axes
     }
@@ -130,13 +133,25 @@ def _curve_rows(results: Results, kit: Kit) -> tuple[list[Row], list[str]]:
     return rounded(rows), metrics
 
 
-def _curve_spec(kit: Kit, metric: str, axis: str, axes: dict[str, str], reach: list[float]) -> dict[str, Any]:
+def _y(results: Results, rows: list[Row], metric: str) -> Any:
+    """The axis of a metric; a loss far below the target needs no more room."""
+    if metric == "loss":
+        task = results.task
+        least = task["target"] / 10 if task is not None and task["metric"] == "loss" else 0.0
+        return loss_y("loss:Q", METRICS[metric], [r[metric] for r in rows if metric in r], least)
+    shown = ".0%" if metric == "accuracy" else ",~r"
+    return alt.Y(
+        f"{metric}:Q",
+        scale=alt.Scale(zero=False, nice=True),
+        axis=alt.Axis(title=METRICS[metric], format=shown, tickCount=6),
+    )
+
+
+def _curve_spec(kit: Kit, metric: str, axis: str, axes: dict[str, str], reach: list[float], y: Any) -> dict[str, Any]:
     base = alt.Chart().transform_filter(f"datum.task == task && datum.step > 0 && isValid(datum['{metric}'])")
     x = alt.X(f"{axis}:Q", scale=alt.Scale(type="log", nice=False), axis=log_axis(AXES[axis], reach))
-    shown = ".0%" if metric == "accuracy" else "~g"
-    scale = alt.Scale(zero=False, nice=True)
-    y_axis = alt.Axis(title=METRICS[metric], format=shown, tickCount=6)
-    y = alt.Y(f"{metric}:Q", scale=scale, axis=y_axis)
+    low = y.copy()
+    low["shorthand"] = f"{metric} low:Q"
     tooltip = [
         alt.Tooltip("method:N"),
         alt.Tooltip(f"{metric}:Q", format=".1%" if metric == "accuracy" else ".3~g", title="median"),
@@ -148,7 +163,7 @@ def _curve_spec(kit: Kit, metric: str, axis: str, axes: dict[str, str], reach: l
     near = alt.selection_point(name="near", on="pointerover", clear="pointerout", empty=False)
     layers = [
         base.mark_area(clip=True).encode(
-            x=x, y=y.copy(), y2=f"{metric} high:Q", color=kit.colour(), opacity=kit.opacity(0.14)
+            x=x, y=low, y2=f"{metric} high:Q", color=kit.colour(), opacity=kit.opacity(0.14)
         ),
         base.mark_line(strokeWidth=2, clip=True).encode(
             x=x, y=y, color=kit.colour(), strokeDash=kit.dash(), opacity=kit.opacity(), detail="method:N"
@@ -167,14 +182,13 @@ def _curve_spec(kit: Kit, metric: str, axis: str, axes: dict[str, str], reach: l
         )
         .add_params(near),
     ]
-    layers[0] = layers[0].encode(y=alt.Y(f"{metric} low:Q", scale=scale, axis=y_axis))
     here = (
         alt.Chart(alt.NamedData("levels"))
         .transform_filter(f"datum.task == task && datum.metric == '{metric}'")
         .encode(y="level:Q")
     )
     target, start = here.transform_filter("datum.what == 'target'"), here.transform_filter("datum.what == 'untrained'")
-    above: Any = "bottom" if metric == "accuracy" else "top"
+    above: Any = "top" if metric == "loss" else "bottom"
     words: dict[str, Any] = {"color": alt.expr("ink"), "opacity": 0.7, "fontSize": 11}
     layers += [
         here.mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.6),
@@ -210,6 +224,8 @@ def _curve_sentence(results: Results, rows: list[Row]) -> str:
     if not last:
         return f"Training on {task['task']} has begun; no figure of it is in yet."
     (low, worst), (high, best) = (last[0], last[-1]) if task["maximise"] else (last[-1], last[0])
+    if show(low) == show(high):
+        return f"At the end of its budget every method stands at {show(high)}."
     return f"At the end of its budget {best} stands at {show(high)}, and {worst}, the last, at {show(low)}."
 
 
@@ -221,11 +237,13 @@ def time_to_target(results: Results) -> Chart | None:
     if task is None or not reaches:
         return None
     rows: list[Row] = []
-    for axis in ("forwards", "seconds"):
-        spent = {
-            m: [e["forwards"] if axis == "forwards" else _seconds(results, e) for e in ends]
-            for m, ends in reaches.items()
-        }
+    axes = ["forwards", "seconds"]
+    if "interactions" in _axes(results) and any(
+        "interactions_to_target" in e for ends in reaches.values() for e in ends
+    ):
+        axes.insert(0, "interactions")
+    for axis in axes:
+        spent = {m: [_spent(results, e, axis) for e in ends] for m, ends in reaches.items()}
         known = [float(v) for ends in reaches.values() for e in ends if (v := to_target(e, axis)) is not None]
         left = 0.6 * min([v for v in known if v > 0] or [1.0])
         right = max([*known, *(v for values in spent.values() for v in values if v), left * 10])
@@ -240,9 +258,7 @@ def time_to_target(results: Results) -> Chart | None:
                 {"axis": axis, "method": method, "x": x, "share": share, "of": len(ends), "last": i == len(steps) - 1}
                 for i, (x, share) in enumerate(steps)
             ]
-    specs = {
-        axis: _target_spec(kit, axis, [r["x"] for r in rows if r["axis"] == axis]) for axis in ("forwards", "seconds")
-    }
+    specs = {axis: _target_spec(kit, axis, [r["x"] for r in rows if r["axis"] == axis]) for axis in axes}
     fast = sorted((Reach.of(ends).median(), m) for m, ends in reaches.items())
     solved = [(v, m) for v, m in fast if math.isfinite(v)]
     never = [m for m, ends in reaches.items() if not Reach.of(ends).reached]
@@ -262,26 +278,23 @@ def time_to_target(results: Results) -> Chart | None:
     )
     return Chart(
         "target",
-        "Time to target",
+        "Success against budget",
         text,
         "Each step up is one seed reaching the target; a line that stays low did not get there within its budget.",
         {"rows": rounded(rows)},
         specs,
-        [("against", ["forwards", "seconds"])],
+        [("against", axes)],
         wide=True,
     )
 
 
-def _seconds(results: Results, end: Any) -> float:
-    last = [
-        e["seconds"]
-        for e in results.evaluations
-        if e["method"] == end["method"]
-        and e["seed"] == end["seed"]
-        and e["study"] == "curves"
-        and e["task"] == end["task"]
-    ]
-    return max(last, default=0.0)
+def _spent(results: Results, end: Any, axis: str) -> float:
+    """What a run had spent at its end."""
+    if axis == "forwards":
+        return float(end["forwards"])
+    known: list[Any] = [e for e in results.evaluations if e["study"] == "curves" and e["task"] == end["task"]]
+    own = [e.get(axis) or 0.0 for e in known if e["method"] == end["method"] and e["seed"] == end["seed"]]
+    return float(max(own, default=0.0))
 
 
 def _target_spec(kit: Kit, axis: str, reach: list[float]) -> dict[str, Any]:

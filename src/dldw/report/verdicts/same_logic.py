@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from dldw.report.intervals import Interval
 from dldw.report.results import Results
@@ -15,6 +16,23 @@ FAMILIES = {
     "swarms": ("swarm",),
     "genetic algorithms": ("genetic",),
 }
+ASKS = {"no loss": "no loss value", "autograd": "one loss value and its derivative"}
+"""What an update asks of the loss, by what the method needs; all others ask for as many values as they take forwards."""
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Where the steps of a method lead.
+
+    Attributes:
+        method: The label.
+        task: Where they were made: the task of the run, or another where the method cannot run on it.
+        cosine: Of a step with the exact downhill direction, over points in training.
+    """
+
+    method: str
+    task: str
+    cosine: Interval
 
 
 def same_logic(results: Results) -> Verdict:
@@ -29,34 +47,39 @@ def same_logic(results: Results) -> Verdict:
         "of the question's method when the interval of a member lies above 0. Holds when all four families named are in "
         "this run and do, does not hold when none does, holds partly otherwise."
     )
-    members = {name: _steps(results, family(results, words)) for name, words in FAMILIES.items()}
+    members = {name: _followed(results, family(results, words)) for name, words in FAMILIES.items()}
     there = {name: steps for name, steps in members.items() if steps}
     if not there:
         return not_shown(claim, rule, "Not in this run: no method of these families had its steps followed.")
-    downhill = [name for name, steps in there.items() if any(found.low > 0 for found in steps.values())]
+    downhill = [name for name, steps in there.items() if any(found.cosine.low > 0 for found in steps)]
     ruling: Ruling = "holds partly" if downhill else "does not hold"
     if len(downhill) == len(FAMILIES):
         ruling = "holds"
-    asked = {m: found for steps in there.values() for m, found in steps.items()}
-    beside = _steps(results, [m for m in (results.nudge, results.backprop) if m])
-    shown = [f"{method} {_priced(results, method, found)}" for method, found in (asked | beside).items()]
+    asked = [found for steps in there.values() for found in steps]
+    beside = _followed(results, [m for m in (results.nudge, results.backprop) if m])
+    meaning = "What an update takes, and the mean cosine of its step with the exact downhill direction: "
+    meaning += f"{'; '.join(_said(results, s) for s in asked)}."
+    if beside:
+        meaning += f" Beside them, {'; '.join(_said(results, s) for s in beside)}."
     absent = [name for name in FAMILIES if name not in there]
-    meaning = f"Mean cosine of a step, by its tuned optimizer, with the exact downhill direction: {list_of(shown)}."
     if absent:
         meaning += f" Not in this run: {list_of(absent)}."
-    first = next(iter(asked.values()))
-    return Verdict(claim, ruling, f"cosine {number(first.value)}", f"95\u00a0% interval {_range(first)}", meaning, rule)
+    first = asked[0]
+    interval = f"95\u00a0% interval {_range(first.cosine)}, {first.method}"
+    return Verdict(claim, ruling, f"cosine {number(first.cosine.value)}", interval, meaning, rule)
 
 
-def _steps(results: Results, methods: list[str]) -> dict[str, Interval]:
-    """The mean cosine over points, by method; its interval follows from those at the points."""
-    found = {}
+def _followed(results: Results, methods: list[str]) -> list[_Steps]:
+    """The mean cosine over points of each method; its interval follows from those at the points."""
+    asked, found = results.task["task"] if results.task else None, []
     for method in methods:
         rows = [r for r in results.displacements if r["method"] == method]
+        rows.sort(key=lambda r: r["task"] != asked)
+        rows = [r for r in rows if r["task"] == rows[0]["task"]]
         if rows:
             mean = sum(r["cosine"] for r in rows) / len(rows)
             half = math.hypot(*(r["cosine_high"] - r["cosine"] for r in rows)) / len(rows)
-            found[method] = Interval(mean, mean - half, mean + half, len(rows))
+            found.append(_Steps(method, rows[0]["task"], Interval(mean, mean - half, mean + half, len(rows))))
     return found
 
 
@@ -64,10 +87,11 @@ def _range(found: Interval) -> str:
     return f"{number(found.low)} to {number(found.high)}"
 
 
-def _priced(results: Results, method: str, found: Interval) -> str:
-    record = next(m for m in results.methods if m["method"] == method)
-    words = f"{number(found.value)} ({_range(found)}) at {number(record['forwards_per_step'])} forwards a step"
-    ratio = ratio_to_backprop(results, method)
-    return words + (
-        f", {bounded(ratio)} back-propagation's to the target" if ratio and method != results.backprop else ""
-    )
+def _said(results: Results, steps: _Steps) -> str:
+    """'swarm: 37 loss values, cosine 0.04 (0.03 to 0.05), 31 × the forward passes of back-propagation to the target'."""
+    record = next(m for m in results.methods if m["method"] == steps.method)
+    takes = ASKS.get(record["needs"], f"{number(record['forwards_per_step'])} loss values")
+    where = "" if results.task is None or steps.task == results.task["task"] else f" on {steps.task}"
+    words = f"{steps.method}{where}: {takes}, cosine {number(steps.cosine.value)} ({_range(steps.cosine)})"
+    ratio = None if where or steps.method == results.backprop else ratio_to_backprop(results, steps.method)
+    return words + (f", {bounded(ratio)} the forward passes of back-propagation to the target" if ratio else "")

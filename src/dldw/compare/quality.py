@@ -1,0 +1,442 @@
+"""How good an estimate of the gradient is, and what it buys."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dldw.compare.sigma import Sweep, sweep
+from dldw.compare.statistics import mean_interval
+from dldw.directional import Directional
+from dldw.errors import DldwError
+from dldw.objective import Objective
+from dldw.source import Batch, GradientSource
+from dldw.sources.backprop import Backprop
+from dldw.weights import Weights
+
+BLOCKS = 10
+"""Independent means of estimates from which the bias is told from noise."""
+
+SHORTEST, LONGEST, LENGTHS = 2.0**-14, 2.0**4, 37
+"""Steps that are tried: their lengths over that of the weights, and how many, a factor of √2 apart."""
+
+TRIED = 8
+"""Estimates along which steps are tried: the first half chooses the length, the second gives the decrease."""
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The estimate of one tensor's gradient: like the fields of ``Quality``."""
+
+    name: str
+    weights: int
+    cosine: float | None
+    variance: float | None
+    bias: float | None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good estimates are. Variance, bias and error are relative to the length of the gradient.
+
+    Attributes:
+        weights: d.
+        draws: Estimates drawn.
+        exact: Whether they were held against a gradient; if not, against their own mean, whose bias nobody knows.
+        cosine: To the gradient, the mean over draws; without a gradient that to their mean.
+        cosine_interval: 95 %.
+        variance: E|ghat - E ghat|² / |g|²; None where estimates have no common scale, as ranks have not.
+        predicted_variance: The closed form on the card, where it has one.
+        bias: |E ghat - g| / |g|.
+        bias_interval: 95 %; it begins at 0 where the bias may be 0.
+        parts: The same for every tensor.
+        forwards: Forward-equivalents of one estimate, by the card.
+        seconds: Of one estimate, the median.
+        directions: Directions of one estimate.
+        decrease: Of the loss by one step along an estimate, at the best length; None where it was not tried.
+        decrease_interval: 95 %.
+        lr: The learning rate of that step.
+    """
+
+    weights: int
+    draws: int
+    exact: bool
+    cosine: float
+    cosine_interval: Interval
+    variance: float | None
+    predicted_variance: float | None
+    bias: float | None
+    bias_interval: Interval | None
+    parts: tuple[Part, ...]
+    forwards: float
+    seconds: float
+    directions: int
+    decrease: float | None = None
+    decrease_interval: Interval | None = None
+    lr: float | None = None
+    _asked: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def error(self) -> float | None:
+        """sqrt(E|ghat - g|²) / |g|, the relative error of one estimate."""
+        if self.variance is None or self.bias is None:
+            return None
+        return math.sqrt(self.variance + self.bias**2)
+
+    @property
+    def predicted_cosine(self) -> float | None:
+        """1 / sqrt(1 + variance), by the closed form of the variance."""
+        return None if self.predicted_variance is None else 1 / math.sqrt(1 + self.predicted_variance)
+
+    @property
+    def decrease_per_forward(self) -> float | None:
+        """The figure that decides: how much loss one forward-equivalent takes away, at the best step length."""
+        return None if self.decrease is None else self.decrease / self.forwards
+
+    def directions_for(self, cosine: float) -> int:
+        """How many directions have to be averaged for their mean to reach ``cosine``, by the measured variance.
+
+        Raises:
+            DldwError: ``cosine`` is not between 0 and 1.
+        """
+        if not 0 < cosine < 1:
+            raise DldwError(f"cosine must be between 0 and 1, got {cosine}: 1 itself is not reached by any number.")
+        noise = self.variance if self.variance is not None else 1 / self.cosine**2 - 1 if self.cosine else math.inf
+        if not math.isfinite(noise):
+            raise DldwError(
+                "the estimates have no direction in common with the gradient, so no number of them is enough."
+            )
+        return max(1, math.ceil(self.directions * noise * cosine**2 / (1 - cosine**2)))
+
+    def sweep(self, sigma: Sequence[float] | None = None) -> Sweep:
+        """The error of the slopes against sigma: truncation on one side, rounding on the other, a valley between.
+
+        Args:
+            sigma: Which; by default powers of two from below rounding to above the size of the weights.
+
+        Raises:
+            DldwError: The source has no sigma, or there is no gradient to compare with.
+        """
+        source, gradient, model, batch = self._asked
+        return sweep(source, gradient, model, batch, sigma)
+
+    def __str__(self) -> str:
+        def interval(found: Interval | None) -> str:
+            return "" if found is None else f" [{found[0]:.3g}, {found[1]:.3g}]"
+
+        against = "the gradient" if self.exact else "their own mean, as there is no exact gradient"
+        lines = [f"{self.draws} estimates of {self.weights:,} weights against {against}"]
+        predicted = "" if self.predicted_cosine is None else f", predicted {self.predicted_cosine:.3g}"
+        lines.append(f"cosine {self.cosine:.3g}{interval(self.cosine_interval)}{predicted}")
+        if self.variance is not None:
+            closed = "" if self.predicted_variance is None else f", predicted {self.predicted_variance:.4g}"
+            lines.append(f"variance {self.variance:.4g} of |g|²{closed}")
+        if self.bias is not None:
+            lines.append(f"bias {self.bias:.3g} of |g|{interval(self.bias_interval)}")
+        lines.append(f"{self.forwards:g} forwards and {self.seconds:.3g} s an estimate")
+        if self.decrease is not None:
+            lines.append(
+                f"one step at lr {self.lr:.3g} takes {self.decrease:.3g}{interval(self.decrease_interval)} off the loss, "
+                f"{self.decrease_per_forward:.3g} a forward"
+            )
+        width = max(len(part.name) for part in self.parts)
+        for part in self.parts:
+            cells = [("cosine", part.cosine), ("variance", part.variance), ("bias", part.bias)]
+            shown = ", ".join(f"{name} {value:.3g}" for name, value in cells if value is not None)
+            lines.append(f"  {part.name.ljust(width)}  {shown}")
+        return "\n".join(lines)
+
+    def plot(self) -> Any:
+        """The cosine of every tensor as an Altair chart (extra ``compare``)."""
+        import altair as alt
+
+        rows = [{"tensor": p.name, "cosine": p.cosine, "variance": p.variance, "bias": p.bias} for p in self.parts]
+        return (
+            alt.Chart(alt.InlineData(values=[row for row in rows if row["cosine"] is not None]))
+            .mark_bar()
+            .encode(
+                x=alt.X("cosine:Q", title="cosine to the exact gradient"),
+                y=alt.Y("tensor:N", sort=None, title=None),
+                tooltip=["tensor:N", "cosine:Q", "variance:Q", "bias:Q"],
+            )
+        )
+
+
+def quality(
+    source: GradientSource,
+    against: GradientSource | None = None,
+    *,
+    model: nn.Module,
+    batch: Batch,
+    draws: int = 1000,
+    narrow: float = 0.05,
+) -> Quality:
+    """Draws estimates and says how good they are: cosine, variance, bias, what they cost, and what a step along one buys.
+
+    The model, its ``.grad`` and buffers, and the global random state are left as they were; every estimate sees the same
+    dropout masks. Drawing stops once the interval of the cosine is narrow.
+
+    Cost: ``draws`` estimates, one exact gradient, and 297 forwards to find the best step.
+
+    Source: Berahas, Cao, Choromanski & Scheinberg 2022, arXiv 1905.01332, compare such estimates by their errors.
+
+    Args:
+        source: What estimates.
+        against: A source whose one estimate counts as the gradient; by default backprop. Where that finds none, as on a
+            network of hard steps, estimates are held against their own mean.
+        model: The model.
+        batch: Handed to the loss.
+        draws: At most so many estimates.
+        narrow: Half the cosine's interval over the cosine at which drawing stops; 0 draws all.
+
+    Raises:
+        DldwError: ``draws`` is less than 2, or the source cannot run on the model.
+
+    Example:
+        >>> import torch, dldw
+        >>> model = torch.nn.Linear(9, 1, bias=False)
+        >>> spsa = dldw.SPSA(lambda model, x: model(x).sum(1), generator=torch.Generator().manual_seed(0))
+        >>> found = dldw.quality(spsa, model=model, batch=torch.ones(2, 9), draws=200)
+        >>> found.predicted_variance, 5 < found.variance < 11
+        (8.0, True)
+    """
+    if draws < 2:
+        raise DldwError(f"draws must be at least 2, got {draws}: the variance of one estimate cannot be seen.")
+    gradient = _gradient(against or Backprop(source.loss), model, batch, required=against is not None)
+    return measure(source, gradient, model, batch, draws=draws, narrow=narrow, tried=TRIED)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable weights by name; every vector [d] here lists them in this order."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _gradient(against: GradientSource, model: nn.Module, batch: Batch, *, required: bool) -> Tensor | None:
+    """What ``against`` estimates, [d]; None where it finds nothing and nobody asked for it in particular."""
+    try:
+        found = _Drawing(against, model, batch).draw()
+    except DldwError:
+        if required:
+            raise
+        return None
+    return found if bool(found.any()) or required else None
+
+
+class _Drawing:
+    """Estimates of one source, each from the same buffers and the same global random state."""
+
+    def __init__(self, source: GradientSource, model: nn.Module, batch: Batch) -> None:
+        self.source, self.model, self.batch = source, model, batch
+        self.weights = list(trainable(model).values())
+        self.scale = source.card.find_scale(vars(source), sum(p.numel() for p in self.weights))
+
+    def draw(self) -> Tensor:
+        """One estimate [d], scaled so that its mean may be the gradient."""
+        held = [p.grad for p in self.weights]
+        buffers = [(b, b.clone()) for b in self.model.buffers()]
+        device = self.weights[0].device if self.weights else torch.device("cpu")
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            try:
+                for p in self.weights:
+                    p.grad = None
+                self.source(self.model, self.batch)
+                return torch.cat([_grad(p).flatten() for p in self.weights]).double() * self.scale
+            finally:
+                for p, grad in zip(self.weights, held, strict=True):
+                    p.grad = grad
+                with torch.no_grad():
+                    for buffer, kept in buffers:
+                        buffer.copy_(kept)
+
+    def state(self) -> Tensor:
+        """That of the source's generator; where it has made none yet, that of the one it will make."""
+        generator = self.source.generator or torch.Generator(self.weights[0].device).manual_seed(torch.initial_seed())
+        return generator.get_state()
+
+
+def _grad(p: Tensor) -> Tensor:
+    return torch.zeros_like(p) if p.grad is None else p.grad
+
+
+def measure(
+    source: GradientSource,
+    gradient: Tensor | None,
+    model: nn.Module,
+    batch: Batch,
+    *,
+    draws: int,
+    narrow: float,
+    tried: int = 0,
+) -> Quality:
+    """``quality`` against ``gradient`` [d]; with ``tried`` estimates, along which steps are tried, it says what they buy."""
+    drawing = _Drawing(source, model, batch)
+    named = trainable(model)
+    sizes = [p.numel() for p in named.values()]
+    total = _Sums(gradient, sizes, min(BLOCKS, draws))
+    steps = _Steps(source, model, batch) if tried else None
+    seconds: list[float] = []
+    for i in range(draws):
+        before, start = drawing.state(), time.perf_counter()
+        estimate = drawing.draw()
+        seconds.append(time.perf_counter() - start)
+        total.add(estimate)
+        if steps is not None and i < tried:
+            steps.add(estimate)
+        if torch.equal(before, drawing.state()):
+            break  # nothing was drawn: the next one would be the same
+        if narrow and i >= 2 * BLOCKS and i % BLOCKS == BLOCKS - 1 and total.narrow(narrow):
+            break
+    d, whole, sized, parts = sum(sizes), total.figures(), source.additive, []
+    for i, (name, size) in enumerate(zip(named, sizes, strict=True)):
+        own = total.figures(i)
+        parts.append(Part(name, size, own.cosine, own.variance if sized else None, own.bias if sized else None))
+    bought = steps.best() if steps is not None else None
+    return Quality(
+        weights=d,
+        draws=total.count,
+        exact=gradient is not None,
+        cosine=whole.cosine if whole.cosine is not None else 0.0,
+        cosine_interval=whole.interval,
+        variance=whole.variance if sized else None,
+        predicted_variance=source.card.predict_variance(vars(source), d),
+        bias=whole.bias if sized else None,
+        bias_interval=whole.bias_interval if sized else None,
+        parts=tuple(parts),
+        forwards=source.forwards(d),
+        seconds=float(np.median(seconds)),
+        directions=source._directions.count(Weights.of(model)) if isinstance(source, Directional) else 1,
+        decrease=bought[0] if bought else None,
+        decrease_interval=bought[1] if bought else None,
+        lr=bought[2] * drawing.scale if bought else None,
+        _asked=(source, gradient, model, batch),
+    )
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What the sums over draws say of some entries of the gradient."""
+
+    cosine: float | None
+    interval: Interval
+    variance: float | None
+    bias: float | None
+    bias_interval: Interval | None
+
+
+class _Sums:
+    """Sums over estimates [d]: in blocks, from which bias is told from noise, and by tensor."""
+
+    def __init__(self, gradient: Tensor | None, sizes: Sequence[int], blocks: int) -> None:
+        self.gradient, self.sizes = gradient, list(sizes)
+        self.count = 0
+        self._blocks = torch.zeros(blocks, sum(sizes), dtype=torch.float64)
+        self._counts = torch.zeros(blocks, dtype=torch.float64)
+        self._squares: list[Tensor] = []  # [tensors] of every draw
+        self._dots: list[Tensor] = []
+
+    def add(self, estimate: Tensor) -> None:
+        """One more estimate."""
+        row = self.count % len(self._blocks)
+        self._blocks[row] += estimate.cpu()
+        self._counts[row] += 1
+        self.count += 1
+        self._squares.append(self._by_tensor(estimate, estimate))
+        if self.gradient is not None:
+            self._dots.append(self._by_tensor(estimate, self.gradient))
+
+    def _by_tensor(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.stack([x.dot(y) for x, y in zip(a.split(self.sizes), b.split(self.sizes), strict=True)]).cpu()
+
+    def narrow(self, share: float) -> bool:
+        """Whether the interval of the cosine is narrower than so much of it."""
+        found = self.figures()
+        half = (found.interval[1] - found.interval[0]) / 2
+        return found.cosine is not None and half <= share * abs(found.cosine)
+
+    def figures(self, tensor: int | None = None) -> _Figures:
+        """Of one tensor, or of all."""
+        at = slice(None) if tensor is None else slice(sum(self.sizes[:tensor]), sum(self.sizes[: tensor + 1]))
+        which = slice(None) if tensor is None else slice(tensor, tensor + 1)
+        n, used = self.count, int((self._counts > 0).sum())
+        means = self._blocks[:used, at] / self._counts[:used, None]
+        mean = self._blocks[:, at].sum(0) / n
+        squares = torch.stack(self._squares)[:, which].sum(1)
+        spread = 0.0 if n == 1 else max(0.0, float(squares.sum()) - n * float(mean.square().sum())) / (n - 1)
+        if self.gradient is None:
+            square, low, high = distance(means)
+            whole = float(squares.mean())
+            lengths = [math.sqrt(max(0.0, value) / whole) if whole else 0.0 for value in (square, low, high)]
+            variance = spread / square if square > 0 else None
+            return _Figures(lengths[0], (lengths[1], min(1.0, lengths[2])), variance, None, None)
+        g = self.gradient[at].cpu()
+        length = float(g.norm())
+        if not length:
+            return _Figures(None, (0.0, 0.0), None, None, None)
+        dots = torch.stack(self._dots)[:, which].sum(1)
+        cosines = (dots / (squares.sqrt() * length)).nan_to_num().tolist()
+        cosine, *interval = mean_interval(cosines) if n > 1 else (cosines[0], cosines[0], cosines[0])
+        bias, *between = (math.sqrt(max(0.0, value)) / length for value in distance(means - g))
+        return _Figures(cosine, (interval[0], interval[1]), spread / length**2, bias, (between[0], between[1]))
+
+
+def distance(errors: Tensor) -> tuple[float, float, float]:
+    """|E error|² from independent means of errors [k, d], and its 95 % interval.
+
+    The product of two independent errors is |E error|² on average, however large their variance.
+    """
+    if len(errors) == 1:
+        square = float(errors.square().sum())
+        return square, square, square
+    products = errors @ errors.T
+    pairs = products[torch.triu_indices(len(errors), len(errors), 1).unbind()]
+    spread = 1.96 * float(pairs.std()) / math.sqrt(len(pairs)) if len(pairs) > 1 else 0.0
+    mean = float(pairs.mean())
+    return mean, mean - spread, mean + spread
+
+
+class _Steps:
+    """Losses after steps of many lengths along estimates."""
+
+    def __init__(self, source: GradientSource, model: nn.Module, batch: Batch) -> None:
+        self._named = list(trainable(model).values())
+        self._objective = Objective(model, source.loss, batch, Weights.of(model))
+        self._objective.rewind()
+        self._places = {id(p): i for i, p in enumerate(self._objective.weights.tensors)}
+        self._rates: Tensor | None = None
+        self._rows: list[list[float]] = []
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            self._here = self._objective.any_mean_at(self._objective.weights.tensors)
+
+    def add(self, estimate: Tensor) -> None:
+        """Tries all lengths along one more estimate [d]."""
+        tensors: list[Tensor] = list(self._objective.weights.tensors)
+        if self._rates is None:
+            size = math.sqrt(sum(float(p.detach().double().square().sum()) for p in self._named)) or 1.0
+            lengths = torch.logspace(math.log2(SHORTEST), math.log2(LONGEST), LENGTHS, base=2, dtype=torch.float64)
+            self._rates = lengths * size / (float(estimate.norm()) or 1.0)
+        parts = estimate.split([p.numel() for p in self._named])
+        row = []
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            for rate in self._rates.tolist():
+                for p, part in zip(self._named, parts, strict=True):
+                    tensors[self._places[id(p)]] = p - rate * part.view_as(p).to(p)
+                row.append(self._here - self._objective.any_mean_at(tensors))
+        self._rows.append(row)
+
+    def best(self) -> tuple[float, Interval | None, float]:
+        """The decrease of the loss at the best length, its interval, and the rate that gives it."""
+        rows = torch.tensor(self._rows, dtype=torch.float64).nan_to_num(nan=-math.inf)
+        half = max(1, len(rows) // 2)
+        at = int(rows[:half].mean(0).argmax())
+        gains = rows[half:, at] if len(rows) > half else rows[:, at]
+        mean, low, high = mean_interval(gains.tolist())
+        return mean, (low, high) if len(gains) > 1 else None, float(self._rates[at]) if self._rates is not None else 0.0

@@ -15,7 +15,7 @@ import dldw
 
 SRC = Path(dldw.__file__).parent
 FILES = sorted(SRC.rglob("*.py"))
-OUTER = ("compare", "report", "tasks", "cli", "integrations")
+OUTER = ("compare", "report", "tasks", "cli", "integrations", "finetune")
 """What is built on the methods, and may need the extras."""
 CORE = [f for f in FILES if f.relative_to(SRC).parts[0].removesuffix(".py") not in (*OUTER, "__main__", "__init__")]
 

@@ -9,6 +9,8 @@ from dldw.errors import DldwError
 
 EXTRA = ("typer", "click", "rich", "sklearn", "optuna", "altair", "vl_convert", "jinja2", "scipy")
 """What ``dldw[compare]`` brings, by the name under which Python imports it."""
+LANGUAGE = ("transformers", "tokenizers", "accelerate")
+"""What ``dldw[transformers]`` brings."""
 
 
 def main() -> NoReturn:
@@ -19,9 +21,10 @@ def main() -> NoReturn:
         app()
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in EXTRA:
+        if missing not in (*EXTRA, *LANGUAGE):
             raise
-        stop(f'this needs {missing}, which is not installed. Install it with: pip install "dldw[compare]"')
+        extras = "compare" if missing in EXTRA else "compare,transformers"
+        stop(f'this needs {missing}, which is not installed. Install it with: pip install "dldw[{extras}]"')
     except DldwError as error:
         stop(str(error))
     except KeyboardInterrupt:

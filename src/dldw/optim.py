@@ -64,11 +64,14 @@ class Learning(torch.optim.Optimizer):
                 "for all. Pass all parameters as one group."
             )
         self.learner = learner
+        self.loss: Tensor | None = None
+        """The loss before the last step, for trainers whose ``step`` returns nothing (accelerate's)."""
 
     def take(self, batch: Batch) -> Tensor:
         """A step at the learning rate that the group has now; returns the loss before it, shape []."""
         self.learner.lr = float(self.param_groups[0]["lr"])
-        return self.learner.step(batch)
+        self.loss = self.learner.step(batch)
+        return self.loss
 
     def step(self, closure: Any = None) -> Any:
         """What a trainer calls after a step; it has been made already, by ``take``."""

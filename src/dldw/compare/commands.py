@@ -145,8 +145,41 @@ def train(
 
 
 @app.command()
+def finetune(
+    model: Annotated[Path, typer.Argument(help="Directory of a causal language model of transformers.")],
+    data: Annotated[Path, typer.Argument(help="A text file, or JSON lines.")],
+    out: Annotated[Path, typer.Option(help="Directory of the log and the trained model.")] = Path("dldw-finetune"),
+    method: Annotated[
+        str, typer.Option(help="A method that estimates along directions.", autocompletion=_complete_method)
+    ] = "low-rank-evolution[population=2,sigma=0.001]",
+    lr: Annotated[float, typer.Option(help="Learning rate.", min=0)] = 1e-6,
+    steps: Annotated[int, typer.Option(help="Steps in all.", min=0)] = 1000,
+    batch: Annotated[int, typer.Option(help="Pieces of text in a step.", min=1)] = 8,
+    length: Annotated[int, typer.Option(help="Tokens in a piece.", min=2)] = 128,
+    samples: Annotated[int, typer.Option(help="Continuations to show at the end.", min=0)] = 3,
+    seed: Annotated[int, typer.Option(help="Decides which pieces, and the noise.", min=0)] = 0,
+    field: Annotated[str, typer.Option(help="Where JSON lines have the text.")] = "text",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.  [default: cuda, where there is one]")] = None,
+) -> None:
+    """Fine-tune a language model with forward passes alone, at the memory of inference."""
+    _require("transformers")
+    from dldw.finetune import finetune
+
+    try:
+        finetune(
+            model, data, out, method=method, lr=lr, steps=steps, batch=batch, length=length, samples=samples, seed=seed,
+            field=field, device=device,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        again = shlex.join(["dldw", *sys.argv[1:]])
+        stop(f"stopped. The steps that were made are kept in {out}; go on with: {again}", code=130)
+
+
+@app.command()
 def replay(
-    base: Annotated[Path, typer.Argument(help="The weights that the run began with, in safetensors.")],
+    base: Annotated[
+        Path, typer.Argument(help="The weights that the run began with: a safetensors file, or a model's directory.")
+    ],
     log: Annotated[Path, typer.Argument(help="The log that dldw.ForwardOnly wrote.")],
     out: Annotated[Path, typer.Option(help="Where to save the trained weights, in safetensors.")],
 ) -> None:

@@ -53,8 +53,8 @@ def replay_and_save(base: Path, log: Path, out: Path) -> None:
         DldwError: The log does not fit the weights, or one of the files cannot be read or written.
     """
     _require_file(out)
-    weights = replay(base, log)
-    _save(out, lambda part: save_file(weights, part))
+    weights = replay(base / "model.safetensors" if base.is_dir() else base, log)
+    _save(out, lambda part: save_file(weights, part, metadata={"format": "pt"}))  # which transformers asks for
     head, steps = read(log)
     console = Console()
     plain(console, f"Steps: {len(steps):,}")

@@ -98,10 +98,10 @@ def finetune(
     train, held = _split(text.tokens, batch, length, data)
     source = _source(method, torch.Generator(place).manual_seed(seed))
     out.mkdir(parents=True, exist_ok=True)
+    before = _held_out(trained, held, place)
     learner = ForwardOnly(trained, source, lr, rounding="stochastic", log=out / LOG)
     if learner.steps:
         plain(console, f"{learner.steps:,} steps are in {out / LOG} already, and were made again from it.")
-    before = _held_out(trained, held, place)
     _train(learner, train, steps, (batch, length, seed), place, console)
     trained.save_pretrained(out / "model")
     text.save(out / "model")

@@ -153,9 +153,10 @@ class ForwardOnly:
         yield from paired(drawn, [factor * slope for slope in step.slopes])
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of model and update, the key, and the number of steps."""
+        """The states of model, source and update, the key, and the number of steps."""
         return {
             "model": self.model.state_dict(),
+            "source": self.source.state_dict(),
             "update": self._update.state_dict(),
             "key": list(self.key),
             "steps": self.steps,
@@ -168,6 +169,7 @@ class ForwardOnly:
         if self._log is not None:
             self._log.cut(key, state["steps"])
         self.model.load_state_dict(state["model"])
+        self.source.load_state_dict(state["source"])
         self._update.load_state_dict(state["update"])
         self._update.key = self.key = key
         self.steps, self._last = state["steps"], [Step.of(record) for record in state["last"]]
@@ -215,7 +217,13 @@ def replay(
     learner.load_state_dict({**learner.state_dict(), "key": head["key"]})
     for step in steps:
         learner.repeat(step)
-    return {**known, **{name: p.detach() for name, p in zip(trained, model, strict=True)}}
+    ended = {_place(known[name]): p.detach() for name, p in zip(trained, model.parameters(), strict=True)}
+    return {name: ended.get(_place(t), t) for name, t in known.items()}
+
+
+def _place(t: Tensor) -> tuple[Any, ...]:
+    """Where a tensor lies: the names of a tied weight lie in one place."""
+    return t.data_ptr(), t.dtype, t.shape, t.stride()
 
 
 def _loaded(base: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:

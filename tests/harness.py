@@ -1,4 +1,4 @@
-"""What the tests of the comparison share: a budget of a few seconds, and commands in processes of their own."""
+"""What tests share: a comparison of a few seconds, commands in processes of their own, a look at what is allocated."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dldw.compare.budget import Budget
 
@@ -60,6 +64,25 @@ def dldw(*arguments: str, cwd: Path | None = None, before: str = "", **more: str
     return subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, env=environment(**more), timeout=300, check=False
     )
+
+
+class Made(TorchDispatchMode):
+    """Counts the numbers in each tensor that is made inside, views and in-place results left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        held = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if _is_plain(t)}
+        made = [t for t in tree_leaves(out) if _is_plain(t)]
+        self.sizes.extend(t.numel() for t in made if t.untyped_storage().data_ptr() not in held)
+        return out
+
+
+def _is_plain(t: Any) -> bool:
+    return type(t) in (torch.Tensor, torch.nn.Parameter)
 
 
 def lines(directory: Path) -> list[dict[str, Any]]:

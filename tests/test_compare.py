@@ -21,8 +21,8 @@ from dldw.compare.generation import generation
 from dldw.compare.landscape import Mapping2d, TwoWeights
 from dldw.compare.meter import Metering, flops, peak_bytes
 from dldw.compare.plan import BASELINES, make_plan
-from dldw.compare.quality import distance
 from dldw.compare.run import run
+from dldw.compare.sampled import distance
 from dldw.compare.spec import Spec, parse, parse_all
 from dldw.compare.statistics import log_spaced, mean_interval, median_time, share_interval, t95
 from dldw.compare.summary import summarise

@@ -32,6 +32,13 @@ def drawn_vectors(directions, model: nn.Module, n: int) -> torch.Tensor:
     return torch.stack([torch.cat([t.reshape(-1) for t in drawn.tangents(weights, i)]) for i in range(n)])
 
 
+def test_weights_follow_a_model_into_another_precision():
+    model = nn.Linear(3, 2)
+    assert Weights.of(model).dtype == torch.float32
+    model.double()
+    assert (Weights.of(model).dtype, Weights.of(model).bytes) == (torch.float64, 64)
+
+
 @pytest.fixture
 def model() -> nn.Module:
     return problems.mlp().model[2:]  # 12 + 3 + 1 weights, one of them without dimensions

@@ -15,6 +15,7 @@ from dldw.low_rank import LowRank
 from dldw.perturbed import Perturbed
 from dldw.slopes import Central
 from dldw.weights import Weights
+from tests.harness import Made
 
 RANKS = pytest.mark.parametrize("rank", [1, 3])
 
@@ -212,18 +213,8 @@ def test_equal_shapes_have_noise_of_their_own():
 def test_probing_allocates_nothing_of_the_size_of_the_weights():
     model, x = nn.Linear(1024, 1024, bias=False), torch.randn(2, 1024)
     source = dldw.LowRankEvolution(lambda m, b: m(b).square().mean(1), population=2)
-    made = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            tensors = [t for t in torch.utils._pytree.tree_leaves(out) if type(t) is torch.Tensor]
-            made.extend((t.untyped_storage().data_ptr(), t.numel()) for t in tensors)
-            return out
-
-    grad = model.weight.grad = torch.zeros_like(model.weight)
-    with Watch():
+    model.weight.grad = torch.zeros_like(model.weight)
+    with Made() as made:
         source(model, x)
-    known = {t.untyped_storage().data_ptr() for t in (model.weight, grad)}
-    assert made
-    assert all(size < model.weight.numel() for where, size in made if where not in known)
+    assert made.sizes
+    assert max(made.sizes) < model.weight.numel()

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dldw.population import DenseMoved, LowRankMoved, population_losses
+from dldw.moved import DenseMoved, LowRankMoved
+from dldw.population import population_losses
 
 SCALES = [[0.3, -0.2, 0.5], [-0.3, 0.2, -0.5]]
 MEMBERS = 6

@@ -8,8 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import dldw
 from dldw import noise
@@ -18,6 +16,7 @@ from dldw.noise import draw_keys, fill, wind
 from dldw.slopes import Central
 from dldw.streamed import Moving, Noise, Streamed
 from dldw.weights import Weights
+from tests.harness import Made
 
 DISTRIBUTIONS = pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
 
@@ -192,24 +191,11 @@ def test_probing_makes_nothing_larger_than_a_tile(monkeypatch):
     monkeypatch.setattr(noise, "TILE", 1 << 14)
     model, x = nn.Sequential(nn.Linear(512, 512), nn.Tanh(), nn.Linear(512, 8)), torch.randn(2, 512)
     source = dldw.MeZO(lambda m, b: m(b).square().mean(1), evaluate="sequential")
-    made = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            held = {t.data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-            tensors = [t for t in tree_leaves(out) if type(t) is torch.Tensor]
-            made.extend(t.numel() for t in tensors if t.data_ptr() not in held)
-            return out
-
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    grads = {p.grad.numel() for p in model.parameters()}
-    with Watch():
+    with Made() as made:
         source.estimate(model, x)
-    assert made
-    assert max(made) <= 1 << 14
-    assert max(made) < max(grads)
+    assert made.sizes
+    assert max(made.sizes) <= 1 << 14
+    assert max(made.sizes) < max(p.numel() for p in model.parameters())
 
 
 def test_unknown_settings_are_refused():

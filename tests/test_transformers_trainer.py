@@ -187,7 +187,7 @@ def test_a_checkpoint_holds_nothing_of_the_size_of_the_model(tmp_path):
     checkpoint = tmp_path / "checkpoint-2"
     state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     assert (state["state"], state["run"]["update"], state["run"]["steps"]) == ({}, {"moments": [], "lost": []}, 2)
-    assert (checkpoint / "optimizer.pt").stat().st_size < 4096
+    assert (checkpoint / "optimizer.pt").stat().st_size < 8192  # the state of a generator is 5,056 bytes
 
 
 def test_a_source_with_a_loss_of_its_own_gets_each_micro_batch(tmp_path):

@@ -114,6 +114,36 @@ def test_a_masked_source_trains_with_forward_only_and_replays(tmp_path):
     assert all(torch.equal(replayed[name], p) for name, p in model.named_parameters())
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["descent", "forward only"])
+def test_which_weights_are_the_smallest_is_part_of_the_state(fused):
+    """They are those of the first step, also where a run goes on from later weights."""
+
+    def make(model):
+        source = dldw.SparsePerturbation(dldw.MeZO(problems.cross_entropy, generator=seeded(3)), fraction=0.5)
+        if fused:
+            return dldw.ForwardOnly(model, source, 0.5)
+        return dldw.Descent(model, source, torch.optim.SGD(model.parameters(), lr=0.5))
+
+    batch = problems.mlp().batch
+    whole = make(problems.mlp().model)
+    losses = [float(whole.step(batch)) for _ in range(20)]
+    first = make(problems.mlp().model)
+    begun = [float(first.step(batch)) for _ in range(12)]
+    second = make(problems.mlp().model)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert begun + [float(second.step(batch)) for _ in range(8)] == losses
+
+
+def test_another_model_has_smallest_weights_of_its_own():
+    source = dldw.SparsePerturbation(dldw.SPSA(squares), fraction=0.3)
+    for scale in (1.0, 100.0):
+        model = nn.Linear(10, 10, bias=False)
+        with torch.no_grad():
+            model.weight.mul_(scale)
+        source(model, torch.ones(2, 10))
+        assert int(model.weight.grad.count_nonzero()) == 30
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
@@ -209,7 +239,8 @@ def test_the_mean_is_taken_over_the_batches_that_are_given():
     assert asked == [0, 1, 2, 3, 4]
 
 
-def test_a_run_goes_on_bit_for_bit_from_a_saved_state():
+@pytest.mark.parametrize("steps", [0, 6, 8], ids=["at the start", "between snapshots", "where a snapshot is due"])
+def test_a_run_goes_on_bit_for_bit_from_a_saved_state(steps):
     def make(model):
         source = svrg(problems.cross_entropy, seeded(5), every=4)
         return dldw.Descent(model, source, torch.optim.SGD(model.parameters(), lr=0.1))
@@ -218,7 +249,7 @@ def test_a_run_goes_on_bit_for_bit_from_a_saved_state():
     whole = make(problems.mlp().model)
     losses = [float(whole.step(batch)) for _ in range(10)]
     first = make(problems.mlp().model)
-    begun = [float(first.step(batch)) for _ in range(6)]
+    begun = [float(first.step(batch)) for _ in range(steps)]
     second = make(problems.mlp().model)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    assert begun + [float(second.step(batch)) for _ in range(4)] == losses
+    assert begun + [float(second.step(batch)) for _ in range(10 - steps)] == losses

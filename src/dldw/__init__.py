@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dldw.lazy import attributes
+
 if TYPE_CHECKING:
     from dldw import nn as nn
     from dldw import optim as optim
@@ -122,17 +124,13 @@ _HOMES = {
 }
 _ROOMS = ("nn", "optim", "testing")
 __all__ = [*_HOMES, *_ROOMS, "__version__"]
+_get, _names = attributes(__name__, _HOMES)
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name on first use, so that ``dldw --help`` need not wait for torch."""
-    if name in _ROOMS:
-        return import_module(f"dldw.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'dldw' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value
+    return import_module(f"dldw.{name}") if name in _ROOMS else _get(name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_ROOMS})
+    return sorted({*_names(), *_ROOMS})

@@ -73,33 +73,6 @@ class Standardised(Combine):
         return shaped
 
 
-@dataclass
-class Estimate:
-    """What an estimate consists of: ghat = sum_i coefficients[i] * z_i.
-
-    Attributes:
-        loss: The detached loss, [].
-        coefficients: One for each direction.
-        drawn: All directions, in order; those that do not fit together are drawn as they are asked for, once.
-    """
-
-    loss: Tensor
-    coefficients: list[float]
-    drawn: Iterable[Drawn]
-
-    def parts(self) -> Iterator[tuple[Drawn, list[float]]]:
-        """The directions, as many at a time as are held, each with its coefficient."""
-        return paired(self.drawn, self.coefficients)
-
-
-def paired(drawn: Iterable[Drawn], coefficients: list[float]) -> Iterator[tuple[Drawn, list[float]]]:
-    """Directions with their coefficients."""
-    at = 0
-    for some in drawn:
-        yield some, coefficients[at : at + some.count]
-        at += some.count
-
-
 class LeaveOneOut(Combine):
     """Each loss less the mean of the others, which does not depend on its direction (Kool et al. 2019)."""
 
@@ -128,6 +101,33 @@ class Deviations(Combine):
     def shape(self, losses: list[list[float]]) -> list[list[float]]:
         deviation = float(np.array(losses)[:, 0].std(ddof=1)) or 1.0
         return [[self.step / deviation * value for value in row] for row in self.combine.shape(losses)]
+
+
+@dataclass
+class Estimate:
+    """What an estimate consists of: ghat = sum_i coefficients[i] * z_i.
+
+    Attributes:
+        loss: The detached loss, [].
+        coefficients: One for each direction.
+        drawn: All directions, in order; those that do not fit together are drawn as they are asked for, once.
+    """
+
+    loss: Tensor
+    coefficients: list[float]
+    drawn: Iterable[Drawn]
+
+    def parts(self) -> Iterator[tuple[Drawn, list[float]]]:
+        """The directions, as many at a time as are held, each with its coefficient."""
+        return paired(self.drawn, self.coefficients)
+
+
+def paired(drawn: Iterable[Drawn], coefficients: list[float]) -> Iterator[tuple[Drawn, list[float]]]:
+    """Directions with their coefficients."""
+    at = 0
+    for some in drawn:
+        yield some, coefficients[at : at + some.count]
+        at += some.count
 
 
 class Directional(GradientSource):

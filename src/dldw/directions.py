@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dldw.errors import DldwError
+from dldw.moved import DenseMoved, Scales, Stacked
 from dldw.noise import Rows, signs
-from dldw.population import DenseMoved, Scales, Stacked
 from dldw.weights import Weights, add_to_grad
 
 

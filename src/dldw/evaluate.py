@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from dldw.errors import DldwError
 from dldw.memory import keep_freed_memory
+from dldw.moved import Scales, Stacked
 from dldw.objective import Objective
-from dldw.population import Scales, Stacked, population_losses
+from dldw.population import population_losses
 from dldw.ranks import Ranks
 from dldw.weights import Weights
 

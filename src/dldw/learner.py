@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dldw.errors import DldwError, NonFiniteLossError
 from dldw.evaluate import Evaluator, Mode
+from dldw.moved import Stacked
 from dldw.objective import Objective
-from dldw.population import Stacked
 from dldw.searcher import Proposals, Searcher
 from dldw.source import Batch, GradientSource, Loss
 from dldw.weights import Weights

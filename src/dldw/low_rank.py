@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dldw.directions import Directions, Drawn, wide
 from dldw.errors import DldwError
+from dldw.moved import DenseMoved, LowRankMoved, Scales, Stacked
 from dldw.noise import Rows, signs, tiles
 from dldw.perturbed import Perturbed
-from dldw.population import DenseMoved, LowRankMoved, Scales, Stacked
 from dldw.weights import Weights
 
 Noise = Literal["sign", "gaussian"]

@@ -162,17 +162,27 @@ def _dense(bias: Any) -> Any:
     return bias.materialised() if isinstance(bias, Perturbed) else bias
 
 
+Rule = Callable[..., Any]
+
+
+def product_rules(linear: Rule, matmul: Rule, addmm: Rule, embedding: Rule) -> dict[Any, Rule]:
+    """Rules for every name under which models call these operations."""
+    return {
+        F.linear: linear,
+        torch.matmul: matmul,
+        torch.mm: matmul,
+        Tensor.matmul: matmul,
+        Tensor.__matmul__: matmul,
+        Tensor.mm: matmul,
+        torch.addmm: addmm,
+        Tensor.addmm: addmm,
+        F.embedding: embedding,
+        torch.embedding: lambda weight, indices, *rest, **named: embedding(indices, weight),
+    }
+
+
 Perturbed.rules = {
-    F.linear: _linear,
-    torch.matmul: _matmul,
-    torch.mm: _matmul,
-    Tensor.matmul: _matmul,
-    Tensor.__matmul__: _matmul,
-    Tensor.mm: _matmul,
-    torch.addmm: _addmm,
-    Tensor.addmm: _addmm,
-    F.embedding: _embedding,
-    torch.embedding: lambda weight, indices, *rest, **named: _embedding(indices, weight),
+    **product_rules(_linear, _matmul, _addmm, _embedding),
     F.conv1d: _convolution(F.conv1d),
     F.conv2d: _convolution(F.conv2d),
     F.conv3d: _convolution(F.conv3d),

@@ -9,7 +9,6 @@ dimension; cross-entropy reads logits where they lie; fused attention, which has
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -19,140 +18,8 @@ from torch import Tensor
 from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
 
+from dldw.moved import DenseMoved, LowRankMoved, Moved, Stacked
 from dldw.perturbed import StandIn
-
-Scales = list[list[float]]
-"""Lengths of steps, one list for each column (the two sides of a difference, say), one number for each row."""
-
-
-class Moved(ABC):
-    """One weight of all members: w + scales[c][r] * z_r for columns c and rows r, column after column.
-
-    Args:
-        weight: w.
-        scales: Lengths of the steps.
-    """
-
-    def __init__(self, weight: Tensor, scales: Scales) -> None:
-        self.weight, self.scales = weight.detach(), scales
-        self.rows = len(scales[0])
-        self.members = len(scales) * self.rows
-
-    @abstractmethod
-    def stack(self) -> Tensor:
-        """The weight of each member [n, *shape]."""
-
-    @abstractmethod
-    def transposed(self) -> Moved:
-        """The same with matrices transposed."""
-
-    @abstractmethod
-    def along(self, columns: Tensor) -> Tensor:
-        """z_r times ``columns`` [k, B] for matrices z_r [m, k]: [rows, m, B]."""
-
-    @abstractmethod
-    def picked(self, index: Tensor) -> Tensor:
-        """Rows ``index`` of each z_r: [rows, *index.shape, k]."""
-
-    def moved(self, base: Tensor, along: Tensor) -> Tensor:
-        """base [..] + scales[c][r] * along[r], [n, ..]: what is linear in the weight, from what it makes of w and of z."""
-        out = along.new_empty((len(self.scales), *along.shape))
-        for column, scale in zip(out, self.scales, strict=True):
-            if scale.count(scale[0]) == self.rows:
-                if scale[0]:
-                    torch.add(base, along, alpha=scale[0], out=column)
-                else:
-                    column.copy_(base)
-            else:
-                steps = torch.tensor(scale, dtype=along.dtype, device=along.device)
-                torch.addcmul(base, along, steps.view(-1, *[1] * (along.ndim - 1)), out=column)
-        return out.flatten(0, 1)
-
-
-class DenseMoved(Moved):
-    """Directions in full.
-
-    Args:
-        weight: w.
-        scales: Lengths of the steps.
-        z: One direction a row, [rows, *shape].
-    """
-
-    def __init__(self, weight: Tensor, scales: Scales, z: Tensor) -> None:
-        super().__init__(weight, scales)
-        self.z = z
-
-    def stack(self) -> Tensor:
-        return self.moved(self.weight, self.z)
-
-    def transposed(self) -> DenseMoved:
-        return DenseMoved(self.weight.mT, self.scales, self.z.mT)
-
-    def along(self, columns: Tensor) -> Tensor:
-        return torch.mm(self.z.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
-
-    def picked(self, index: Tensor) -> Tensor:
-        return self.z[:, index]
-
-
-class LowRankMoved(Moved):
-    """Directions A_r B_rᵀ.
-
-    Args:
-        weight: w, [m, *rest] with k = prod(rest).
-        scales: Lengths of the steps.
-        a: [rows, m, rank].
-        b: [rows, k, rank].
-    """
-
-    def __init__(self, weight: Tensor, scales: Scales, a: Tensor, b: Tensor) -> None:
-        super().__init__(weight, scales)
-        self.a, self.b = a, b
-
-    def stack(self) -> Tensor:
-        return self.moved(self.weight, (self.a @ self.b.mT).view(self.rows, *self.weight.shape))
-
-    def transposed(self) -> LowRankMoved:
-        return LowRankMoved(self.weight.mT, self.scales, self.b, self.a)
-
-    def along(self, columns: Tensor) -> Tensor:
-        thin = torch.mm(self.b.mT.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
-        return self.a * thin if thin.shape[1] == 1 else self.a @ thin
-
-    def picked(self, index: Tensor) -> Tensor:
-        return self.a[:, index.reshape(-1)].matmul(self.b.mT).view(self.rows, *index.shape, -1)
-
-    def added(self, out: Tensor, columns: Tensor) -> Tensor:
-        """``out`` [n, m, B] plus what the directions make of each member's own ``columns`` [n, k, B], in place."""
-        thin = self._each(self.b).mT @ columns
-        return out.baddbmm_(self._scaled(out), thin)
-
-    def picked_each(self, index: Tensor) -> Tensor:
-        """Rows ``index`` [n, ..] of each member's own step: [n, .., k]."""
-        places = torch.arange(self.members, device=index.device).remainder_(self.rows).mul_(self.a.shape[1])
-        rows = self.a.flatten(0, 1)[index + places.view(-1, *[1] * (index.ndim - 1))]
-        scale = torch.tensor(self.scales, dtype=rows.dtype, device=rows.device).view(-1, 1, 1)
-        return (rows.view(self.members, -1, rows.shape[-1]) @ (scale * self._each(self.b)).mT).view(*index.shape, -1)
-
-    def add_to_rows(self, out: Tensor, rows: Tensor, shift: Tensor | None) -> None:
-        """Adds to ``out`` [n, B, m] what the directions make of ``rows`` [n, B, k], and ``shift`` [n, m], in one pass."""
-        thin, factor = rows @ self._each(self.b), self._scaled(out)
-        if shift is not None:
-            thin = torch.cat([thin, thin.new_ones(*thin.shape[:-1], 1)], -1)
-            factor = torch.cat([factor, shift.unsqueeze(-1)], -1)
-        out.baddbmm_(thin, factor.mT)
-
-    def _each(self, factor: Tensor) -> Tensor:
-        """A factor for each member, column after column."""
-        return factor.expand(len(self.scales), *factor.shape).flatten(0, 1)
-
-    def _scaled(self, like: Tensor) -> Tensor:
-        scale = torch.tensor(self.scales, dtype=like.dtype, device=like.device).view(len(self.scales), -1, 1, 1)
-        return (scale * self.a).flatten(0, 1)
-
-
-Stacked = Tensor | Moved
-"""One weight of all members: [n, *shape], or moved along directions."""
 
 
 def population_losses(

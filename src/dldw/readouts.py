@@ -64,3 +64,11 @@ def loss_of(objective: Objective, scores: Tensor) -> Tensor:
     """The user's loss, were ``scores`` the output of the model."""
     with forward_replaced(objective.model, lambda *args, **kwargs: scores):
         return objective.loss(objective.model, objective.batch)
+
+
+def differentiable_loss_of(objective: Objective, scores: Tensor, number: int) -> Tensor:
+    """``loss_of`` of block ``number``, finite and with a graph."""
+    own = loss_of(objective, scores)
+    objective.mean(own, f"that layer {number + 1} has of its own")
+    objective.require_graph(own)
+    return own

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from dldw.directions import Drawn
 from dldw.errors import DldwError
 from dldw.evaluate import Evaluator
+from dldw.moved import Stacked
 from dldw.objective import Objective
-from dldw.population import Stacked
 from dldw.weights import Weights
 
 

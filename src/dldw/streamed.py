@@ -14,9 +14,9 @@ from torch import Tensor
 from dldw import noise
 from dldw.directions import Dense, Directions, Drawn, wide
 from dldw.errors import DldwError
+from dldw.moved import DenseMoved, Scales, Stacked
 from dldw.noise import Distribution, Key, Rows, draw_keys, fill, tiles
-from dldw.perturbed import StandIn
-from dldw.population import DenseMoved, Scales, Stacked
+from dldw.perturbed import StandIn, product_rules
 from dldw.weights import Weights
 
 
@@ -244,14 +244,4 @@ def _embedding(
     return out
 
 
-Moving.rules = {
-    F.linear: _linear,
-    torch.matmul: _matmul,
-    torch.mm: _matmul,
-    Tensor.matmul: _matmul,
-    Tensor.__matmul__: _matmul,
-    Tensor.mm: _matmul,
-    torch.addmm: _addmm,
-    Tensor.addmm: _addmm,
-    F.embedding: _embedding,
-}
+Moving.rules = product_rules(_linear, _matmul, _addmm, _embedding)

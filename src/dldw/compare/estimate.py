@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dldw.compare.item import SECONDS_PER_FORWARD, Identity, Item, MethodItem, note
-from dldw.compare.quality import measure, trainable
+from dldw.compare.quality import measure
 from dldw.compare.records import Record
+from dldw.compare.sampled import trainable
 from dldw.errors import DldwError
 from dldw.source import GradientSource
 from dldw.tasks.task import Task

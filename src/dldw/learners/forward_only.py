@@ -170,12 +170,13 @@ class ForwardOnly:
         yield from paired(drawn, [factor * slope for slope in step.slopes])
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of model and update, the key, and the number of steps."""
+        """The states of model, source and update, the key, and the number of steps."""
         return {"model": self.model.state_dict(), **self.run_state()}
 
     def run_state(self) -> dict[str, Any]:
         """The state without the model, for trainers that save that themselves: numbers, and the buffers of the update."""
         return {
+            "source": self.source.state_dict(),
             "update": self._update.state_dict(),
             "key": list(self.key),
             "steps": self.steps,
@@ -192,6 +193,7 @@ class ForwardOnly:
     def load_run_state(self, state: dict[str, Any]) -> None:
         """Restores what ``run_state`` gave; a log is then to be given anew, see ``log_to``."""
         key: tuple[int, int] = tuple(state["key"])
+        self.source.load_state_dict(state["source"])
         self._update.load_state_dict(state["update"])
         self._update.key = self.key = key
         self.steps, self._last = state["steps"], [Step.of(record) for record in state["last"]]
@@ -239,13 +241,13 @@ def replay(
     learner.load_state_dict({**learner.state_dict(), "key": head["key"]})
     for step in steps:
         learner.repeat(step)
-    replayed: dict[Any, Tensor] = {_place(known[name]): p.detach() for name, p in zip(trained, model, strict=True)}
-    return {name: replayed.get(_place(t), t) for name, t in known.items()}
+    ended = {_place(known[name]): p.detach() for name, p in zip(trained, model.parameters(), strict=True)}
+    return {name: ended.get(_place(t), t) for name, t in known.items()}
 
 
 def _place(t: Tensor) -> tuple[Any, ...]:
-    """Where a tensor lies: a tied weight has several names, and all of them are to be replaced."""
-    return t.data_ptr(), t.shape, t.device, t.numel() or id(t)
+    """Where a tensor lies: the names of a tied weight lie in one place."""
+    return t.data_ptr(), t.dtype, t.shape, t.stride()
 
 
 def _loaded(base: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from dldw.layers import Layout, cut_between_blocks
 from dldw.learner import OptimizerName
 from dldw.learners.blockwise import BlockOptimizers
 from dldw.objective import Objective
-from dldw.readouts import Readouts, loss_of, scores
+from dldw.readouts import Readouts, differentiable_loss_of, scores
 from dldw.source import Batch, Loss
 from dldw.weights import Weights
 
@@ -85,9 +85,7 @@ class MonoForward:
             blocks = number + 1
             below = h.detach().requires_grad_()
             matrix, shared = self._projections.of(number, h, layout, self.generator)
-            local = loss_of(objective, scores(below, matrix.requires_grad_(), shared, layout))
-            objective.mean(local, f"that layer {number + 1} has of its own")
-            objective.require_graph(local)
+            local = differentiable_loss_of(objective, scores(below, matrix.requires_grad_(), shared, layout), number)
             to_h, matrix.grad = torch.autograd.grad(local.mean(), (below, matrix))
             if h.requires_grad:
                 h.backward(to_h)

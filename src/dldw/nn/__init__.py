@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dldw.lazy import attributes
 
 if TYPE_CHECKING:
     from dldw.nn.axial import AxialPositions as AxialPositions
@@ -44,15 +45,4 @@ _HOMES = {
     "revnet": "dldw.nn.revnets",
 }
 __all__ = [*_HOMES]
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name on first use."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'dldw.nn' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = attributes(__name__, _HOMES)

@@ -16,6 +16,7 @@ from dldw.memory import keep_freed_memory
 from dldw.nn.rbm import RBM
 from dldw.nn.units import GaussianUnits, bernoulli
 from dldw.source import Batch, GradientSource
+from dldw.weights import add_to_grad
 
 
 class ContrastiveDivergence(GradientSource):
@@ -195,7 +196,7 @@ class _Phases:
 
 def _add(p: nn.Parameter, gradient: Callable[[], Tensor]) -> None:
     if p.requires_grad:
-        p.grad = gradient() if p.grad is None else p.grad.add_(gradient())
+        add_to_grad(p, gradient())
 
 
 def _examples(rbm: RBM, batch: Batch) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dldw.card import Card, Choice, Float
 from dldw.layers import Layout, cut_between_blocks
 from dldw.objective import Objective
-from dldw.readouts import Readouts, loss_of, scores
+from dldw.readouts import Readouts, differentiable_loss_of, scores
 from dldw.source import Batch, GradientSource, Loss
 
 
@@ -67,9 +67,8 @@ class LocalBackprop(GradientSource):
         def learn(number: int, h: Tensor) -> Tensor:
             """The last use of a block's graph."""
             below = h.detach().requires_grad_()
-            local = loss_of(objective, scores(below, *self._readouts.of(number, h, layout, generator), layout))
-            objective.mean(local, f"that layer {number + 1} has of its own")
-            objective.require_graph(local)
+            found = scores(below, *self._readouts.of(number, h, layout, generator), layout)
+            local = differentiable_loss_of(objective, found, number)
             if h.requires_grad:
                 h.backward(torch.autograd.grad(local.mean(), below)[0])
             return below.detach()

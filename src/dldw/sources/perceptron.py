@@ -9,6 +9,7 @@ from dldw.card import Card, Choice, Float
 from dldw.errors import NonFiniteLossError
 from dldw.source import Batch, GradientSource
 from dldw.top_layer import Readout, require_margin
+from dldw.weights import add_to_grad
 
 
 class Perceptron(GradientSource):
@@ -86,7 +87,7 @@ class Perceptron(GradientSource):
             for p, moved in ((readout.layer.weight, away.T @ x), (readout.layer.bias, away.sum(0))):
                 if p is not None and p.requires_grad:
                     moved /= len(y)
-                    p.grad = moved if p.grad is None else p.grad.add_(moved)
+                    add_to_grad(p, moved)
             return (self.margin - lead).clamp(min=0).mean()
 
 

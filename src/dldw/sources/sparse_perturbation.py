@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,15 @@ class SparsePerturbation(Directional):
     def forwards(self, d: int) -> float:
         return self.source.forwards(d)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the generator, and which weights count as the smallest."""
+        return {**super().state_dict(), "thresholds": dict(self._masked.thresholds)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        super().load_state_dict(state)
+        self._masked.thresholds, self._masked.seen = dict(state["thresholds"]), None
+
     def _prepare(self, model: nn.Module) -> Weights:
         weights = super()._prepare(model)
         if isinstance(self.select, Mapping):
@@ -103,7 +113,10 @@ class _Masked(Directions):
     def __init__(self, directions: Directions, rule: str | None, fraction: float, seed: int) -> None:
         self.directions, self.rule, self.fraction, self.seed = directions, rule, fraction, seed
         self.given: dict[int, Tensor] = {}
-        self._thresholds: dict[int, Tensor] = {}
+        self.thresholds: dict[int, Tensor] = {}
+        """The largest of the small weights of each tensor, as it was when the model was first seen."""
+        self.seen: ref[Weights] | None = None
+        """The weights that the thresholds belong to; None for those that come next."""
 
     def count(self, weights: Weights) -> int:
         return self.directions.count(weights)
@@ -115,6 +128,9 @@ class _Masked(Directions):
         return self.directions.factor(weights)
 
     def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
+        if self.seen is not None and self.seen() is not weights:
+            self.thresholds.clear()
+        self.seen = ref(weights)
         drawn = self.directions.draw(weights, generator, start, stop)
         if isinstance(drawn, StreamedDrawn):
             drawn.mask = self.mask
@@ -135,10 +151,10 @@ class _Masked(Directions):
             given = self.given.get(id(p))
             return torch.zeros_like(p[rows], dtype=torch.bool) if given is None else given[rows].to(p.device)
         if self.rule == "magnitude":
-            if index not in self._thresholds:
+            if index not in self.thresholds:
                 size = max(1, round(self.fraction * p.numel()))
-                self._thresholds[index] = p.detach().abs().flatten().kthvalue(size).values
-            return p[rows].abs() <= self._thresholds[index]
+                self.thresholds[index] = p.detach().abs().flatten().kthvalue(size).values
+            return p[rows].abs() <= self.thresholds[index]
         part = p[rows]
         drawn = words((part.numel() + 3) // 4, p.device, (self.seed, 0), index, tile).view(torch.int16)[: part.numel()]
         return (drawn.int() + (1 << 15) < self.fraction * (1 << 16)).view(part.shape)

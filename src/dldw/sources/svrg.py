@@ -96,15 +96,14 @@ class SVRG(GradientSource):
 
     def _at_snapshot(self, model: nn.Module, batch: Batch) -> nn.Module:
         """The model with the weights of the snapshot, which is taken when it is time."""
-        snapshot = self._snapshot
-        if snapshot is None or self.steps % self.every == 0:
-            snapshot = copy.deepcopy(model)
-            if self._kept is not None:  # the snapshot of a run that goes on
-                snapshot.load_state_dict(self._kept)
-                self._kept = None
-            else:
+        snapshot, due = self._snapshot, self.steps % self.every == 0
+        if snapshot is None or due:
+            snapshot = self._snapshot = copy.deepcopy(model)
+            if due:
                 self._mean = self._mean_at(snapshot, batch)
-            self._snapshot = snapshot
+            elif self._kept is not None:  # that of a run that goes on
+                snapshot.load_state_dict(self._kept)
+            self._kept = None
         return snapshot
 
     def _mean_at(self, snapshot: nn.Module, batch: Batch) -> list[Tensor]:

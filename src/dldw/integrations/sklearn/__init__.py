@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dldw.errors import DldwError
+from dldw.lazy import attributes
 
 if TYPE_CHECKING:
     from dldw.integrations.sklearn.estimators import DldwClassifier as DldwClassifier
@@ -20,14 +20,13 @@ _HOMES = {
     "BernoulliRBM": "rbm",
 }
 __all__ = [*_HOMES]
+_get, __dir__ = attributes(__name__, {name: f"{__name__}.{home}" for name, home in _HOMES.items()})
 
 
 def __getattr__(name: str) -> Any:
     """Imports an estimator on first use, so that what is missing is said in one line."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'dldw.integrations.sklearn' has no attribute {name!r}")
     try:
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return _get(name)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "sklearn":
             raise
@@ -35,8 +34,3 @@ def __getattr__(name: str) -> Any:
             f"{name} is an estimator of scikit-learn, which is not installed. "
             "Install it with: pip install 'dldw[sklearn]'"
         ) from error
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})

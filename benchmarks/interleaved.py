@@ -20,9 +20,18 @@ def pin(threads: int) -> None:
         os.environ[name] = str(threads)
 
 
-def serve(generations: Iterator[float], block: int = 1) -> None:
-    """One block of generations for each line that comes in, and the seconds of one back."""
+def serve(generations: Iterator[float], block: int = 1, first: int = 0) -> None:
+    """One block of generations for each line that comes in, and the seconds of one back.
+
+    Args:
+        generations: Each one's seconds.
+        block: How many are averaged.
+        first: How many are run before and not counted: the sides before have left caches and memory to themselves, where
+            a run of one method alone finds them as its last generation left them.
+    """
     for _ in sys.stdin:
+        for _ in range(first):
+            next(generations)
         print(sum(next(generations) for _ in range(block)) / block, flush=True)
 
 

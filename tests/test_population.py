@@ -102,6 +102,13 @@ def test_cross_entropy_with_every_option(weight, options):
     assert_same(lambda w: F.cross_entropy(F.linear(x, w[0]), y, **options), weight(4, 3))
 
 
+@pytest.mark.parametrize("options", [{"reduction": "none"}, {}, {"reduction": "none", "ignore_index": 2}], ids=str)
+@pytest.mark.filterwarnings("error")  # vmap has no rule for it: it would go one member after the other, and warn
+def test_cross_entropy_with_targets_of_each_member(weight, options):
+    x, y = random(5, 3), torch.arange(MEMBERS * 5).view(MEMBERS, 5) % 4
+    assert_same(lambda w: F.cross_entropy(F.linear(x, w[0]), w[1], **options), weight(4, 3), y)
+
+
 def test_cross_entropy_that_ignores_the_default_index(weight):
     x, y = torch.randn(3, 3, dtype=torch.float64), torch.tensor([0, -100, 2])
     assert_same(lambda w: F.cross_entropy(F.linear(x, w[0]), y, reduction="none"), weight(4, 3))

@@ -234,13 +234,15 @@ def _cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Any:
     logits, own = rules.split(input)
+    targets, each = rules.split(target)
     if not own or logits.ndim != 3 or target.ndim != 1 or size_average is not None or reduce is not None:
         return NotImplemented
-    if _batched(target) or _batched(weight) or isinstance(weight, Member):
+    if (_batched(target) and not each) or _batched(weight) or isinstance(weight, Member):
         return NotImplemented
-    if reduction != "none" and (weight is not None or bool((target == ignore_index).any())):
+    if reduction != "none" and (weight is not None or bool((targets == ignore_index).any())):
         return NotImplemented
-    targets = target.expand(len(logits), -1)
+    if not each:
+        targets = targets.expand(len(logits), -1)
     if logits.is_contiguous():  # as later layers of large models leave them; else the examples are the last dimension
         flat, shape = logits.flatten(0, 1), targets.shape
         logits, targets = flat, targets.reshape(-1)

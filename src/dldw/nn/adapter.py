@@ -67,8 +67,8 @@ def adapt(model: nn.Module, rank: int, generator: torch.Generator | None = None)
     ]
     if not found:
         raise DldwError(
-            f"{type(model).__name__} has no linear, convolution or attention layer with a weight to train, so there is nothing "
-            "to adapt. Train its weights themselves, e.g. with backprop."
+            f"{type(model).__name__} has no linear, convolution or attention layer with a weight to train, so there is "
+            "nothing to adapt. Train its weights themselves, e.g. with backprop."
         )
     model.requires_grad_(False)
     factors: list[nn.Parameter] = []

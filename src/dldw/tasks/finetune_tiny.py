@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import heapq
 import inspect
 import optparse
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dldw.tasks.pretrained import pretrained
+from dldw.tasks.pretrained import one_cycle, pretrained
 from dldw.tasks.task import seeded
 from dldw.tasks.text import Text, documentation
 from dldw.tasks.text_transformer import Transformer
@@ -38,21 +40,22 @@ class FinetuneTiny(Text):
 
     name = "finetune-tiny"
     summary = "A transformer of 3 x 64 units, pretrained on CPython's language reference, goes on with library modules."
-    target = 2.0
+    target = 2.2
     companion = None
     width = None
-    length, windows = 64, 64
+    length, windows = 64, 32
     methods: ClassVar[tuple[str, ...]] = (
-        "backprop", "backprop[checkpoint=true]", "lora", "head-only", "forward-gradient",
-        "mezo[optimizer=forward-only,directions=1]", "sparse-mezo[optimizer=forward-only,directions=1]",
+        "backprop", "backprop[checkpoint=true]", "backprop[optimizer=sgd]", "backprop[optimizer=sgd,checkpoint=true]",
+        "lora", "lora[checkpoint=true]", "head-only[optimizer=sgd]", "forward-gradient",
+        "mezo[optimizer=forward-only,evaluate=sequential]", "sparse-mezo[optimizer=forward-only,evaluate=sequential]",
         "low-rank-evolution[optimizer=forward-only,population=4]",
         "one-sided-batch[optimizer=forward-only,evaluate=sequential]",
-        "per-example-perturbation[optimizer=forward-only]", "spsa", "evolution-strategy",
+        "per-example-perturbation[optimizer=forward-only]", "spsa", "weight-perturbation",
     )  # fmt: skip
     keeps = True
-    heft = 26.0
+    heft = 64.0
     rows: ClassVar[tuple[int, ...]] = (2, 4, 8, 16, 32)
-    memory_bound: ClassVar[int | None] = 3 << 20
+    memory_bound: ClassVar[int | None] = 2 << 20
     pretraining = 500
 
     def __init__(self, data: Path | None = None) -> None:
@@ -67,20 +70,10 @@ class FinetuneTiny(Text):
         return Transformer(width, layers=3, hidden=4 * width, length=self.length)
 
     def model(self, seed: int, width: int | None = None) -> nn.Module:
-        model = seeded(0, lambda: self.network(64))
-        read = documentation()
-        recipe = f"{hashlib.sha256(read.numpy()).hexdigest()} {self.pretraining} {sum(p.numel() for p in model.parameters())}"
-        model.load_state_dict(pretrained(recipe, lambda: self._pretrain(model, read), self.data))
+        model, reader = seeded(0, lambda: self.network(64)), copy.copy(self)
+        reader.train, reader.batch_size = documentation(), 16
+        read = hashlib.sha256(reader.train.numpy().tobytes()).hexdigest()
+        recipe = f"{read}, {self.pretraining} steps, {sum(p.numel() for p in model.parameters())} weights"
+        steps = partial(one_cycle, model, self.loss, reader.batches(0), self.pretraining)
+        model.load_state_dict(pretrained(recipe, steps, self.data))
         return model
-
-    def _pretrain(self, model: nn.Module, text: Tensor) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        optimizer = torch.optim.Adam(model.parameters())
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=self.pretraining)
-        for _ in range(self.pretraining):
-            starts = torch.randint(len(text) - self.length, (16, 1), generator=generator)
-            optimizer.zero_grad()
-            self.loss(model, text[starts + torch.arange(self.length + 1)].long()).mean().backward()
-            optimizer.step()
-            schedule.step()
-        return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Fine-tuning under one bound of memory and in one time: the task, the batch that fits, LoRA, and what the report makes of it."""
+"""Fine-tuning within one bound of memory: the task, the batch that fits, LoRA, and the learners of inference memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from dldw.compare.train import train
 from dldw.errors import DldwError
 from dldw.nn.adapter import adapt
 from dldw.registry import method
-from dldw.tasks import load_task
 from dldw.tasks.finetune_tiny import FinetuneTiny, programs
 from dldw.tasks.pretrained import NAME, pretrained
 
@@ -42,9 +41,13 @@ def settings(spec: Any, **more: Any) -> dict[str, Any]:
 # ---- the task
 
 
-def test_the_three_splits_are_parts_of_each_module_and_tuning_sees_neither_test_nor_validation(task: FinetuneTiny) -> None:
+def test_the_three_splits_are_parts_of_each_module_and_tuning_sees_neither_test_nor_validation(
+    task: FinetuneTiny,
+) -> None:
     texts = [bytes(text.tolist()) for text in programs()]
-    assert [text[:3] for text in texts] == [b'"""', b'"""', b'"""'] or all(b"import" in text for text in texts)
+    assert [
+        name in text for name, text in zip((b"SequenceMatcher", b"heappush", b"OptionParser"), texts, strict=True)
+    ] == [True] * 3
     assert bytes(task.splits["test"].tolist()) == b"".join(text[-(len(text) // 10) :] for text in texts)
     held = len(task.splits["validation"])
     assert torch.equal(task.train[-held:], task.splits["validation"])
@@ -81,7 +84,7 @@ def test_kept_weights_are_read_unless_they_are_of_another_recipe_or_torn(tmp_pat
 
 def test_weights_that_cannot_be_kept_say_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DldwError, match="pretrained weights cannot be kept as .*Give another directory with --out"):
+    with pytest.raises(DldwError, match=r"pretrained weights cannot be kept as .*Give another directory with --out"):
         pretrained("a test, nowhere", lambda: {"w": torch.zeros(1)}, tmp_path / "file" / "below")
 
 
@@ -97,7 +100,9 @@ def test_a_task_resized_has_other_batches_and_counts_them_by_their_size(task: Fi
 # ---- the largest batch
 
 
-@pytest.mark.parametrize(("bound", "rows"), [(99, 0), (130, 1), (159, 1), (160, 2), (400, 10), (1000, 30), (10**9, 1024)])
+@pytest.mark.parametrize(
+    ("bound", "rows"), [(99, 0), (130, 1), (159, 1), (160, 2), (400, 10), (1000, 30), (10**9, 1024)]
+)
 def test_the_largest_batch_is_that_of_a_search_of_all(bound: int, rows: int) -> None:
     asked: list[int] = []
 
@@ -109,7 +114,9 @@ def test_the_largest_batch_is_that_of_a_search_of_all(bound: int, rows: int) -> 
     assert len(asked) <= 22
 
 
-@pytest.mark.parametrize("label", ["backprop[optimizer=sgd]", "low-rank-evolution[optimizer=forward-only,population=4]"])
+@pytest.mark.parametrize(
+    "label", ["backprop[optimizer=sgd]", "low-rank-evolution[optimizer=forward-only,population=4]"]
+)
 def test_one_row_more_than_the_largest_batch_breaks_the_bound(task: FinetuneTiny, label: str) -> None:
     spec = parse(label)
     rows, peak = largest(lambda n: step_bytes(task, spec, settings(spec), n), 2 << 20)
@@ -148,7 +155,7 @@ def test_a_method_that_fits_is_trained_on_that_batch_and_one_that_does_not_says_
     assert [(e["study"], e["seed"]) for e in ends] == [("memory", 0), ("memory", 1)]
     last = [r for r in curves if r["kind"] == "evaluation"][-1]
     assert last["examples"] == fit["rows"] * last["step"]
-    assert last["forwards"] == pytest.approx(3 * last["step"] * fit["rows"] / 8) <= 4
+    assert last["forwards"] == 3 * last["step"] * fit["rows"] / 8 <= 4
     (none,) = records("backprop[optimizer=adam]", 2 << 20)
     assert (none["rows"], none["rate_factor"]) == (0, 1.0)
     assert none["peak_bytes"] > 2 << 20

@@ -30,8 +30,8 @@ FLAGS = (
 )
 WIDTHS = (360, 768, 1400)
 CHARTS = (
-    "curves", "target", "generations", "diversity", "cost", "memory", "depth", "cosine", "quotient", "growth", "failures",
-    "landscape", "tuning",
+    "curves", "target", "generations", "diversity", "budgets", "cost", "memory", "depth", "cosine", "quotient", "growth",
+    "failures", "landscape", "tuning",
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from dldw.report.words import between, duration, number, percent, size, times
 SECTIONS = (
     ("learning", "How far the same work goes", ("curves", "target")),
     ("populations", "What populations do", ("generations", "diversity")),
-    ("budgets", "The same memory, the same time", ("budgets",)),
+    ("equal", "The same memory, the same time", ("budgets",)),
     ("price", "What one step costs", ("cost", "memory")),
     ("layers", "What depth costs", ("depth",)),
     ("estimate", "How good the estimate is", ("cosine", "quotient")),

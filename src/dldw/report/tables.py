@@ -95,7 +95,7 @@ def _table(results: Results, found: Equal, name: str, title: str, note: str) -> 
     metric = results.task["metric"] if results.task else "loss"
     return Table(
         name,
-        "budgets",
+        "equal",
         title,
         _sentence(results, found, metric),
         f"{note} {metric.capitalize()}: on the test split, at a run's last evaluation within that time, mean over seeds "
@@ -135,5 +135,5 @@ def _sentence(results: Results, found: Equal, metric: str) -> str:
         if (best := found.best(results, blind)) is not None and best.metric is not None
     ]
     out = [e.method for e in found.entries if not e.rows]
-    text = f"From a {metric} of {found.before:.3f}: {'; '.join(told) or 'no run has ended yet'}."
+    text = f"At first the {metric} was {found.before:.3f}; {'; '.join(told) or 'no run has ended yet'}."
     return text + (f" Not even one row fits with {', '.join(out)}." if out else "")

@@ -41,7 +41,7 @@ def _ahead(results: Results, equal: Equal, budget: str) -> str:
     if len(told) < 2:
         return ""
     out = [e.method for e in equal.entries if not e.rows]
-    text = f" {_model(results)}, {budget} and from a {metric} of {equal.before:.3f}, {' and '.join(told)}."
+    text = f" {_model(results)} {budget}, {metric} {equal.before:.3f} at first: {' and '.join(told)}."
     return text + (f" Not even one row fits with {', '.join(out)}." if out else "")
 
 

@@ -16,7 +16,10 @@ from dldw.sources.sparse_perturbation import SparsePerturbation
 class SparseMeZO(SparsePerturbation):
     """MeZO on the smallest weights of each tensor.
 
-        ghat = 1/n · sum_i (L(w + σ m∘z_i) - L(w - σ m∘z_i)) / 2σ · m∘z_i,     m_j = 1 where |w_j| is small
+        ghat = 1/n · sum_i (L(w + σ m∘z_i) - L(w - σ m∘z_i)) / 2σ · m∘z_i,     m_j = 1 where |w_j| ≤ h
+
+    h is the magnitude below which a given part of a tensor was when the model was first seen. A weight that grows beyond it
+    stays where it is, so this fine-tunes; a model whose weights all begin at zero it does not train.
 
     Cost: 2n forwards; the mask is seen from the weights, so no memory beyond inference.
 
@@ -44,7 +47,7 @@ class SparseMeZO(SparsePerturbation):
         claim="biased",
         paper="Liu et al. 2024, arXiv 2402.15751",
         space={**MeZO.card.space, "fraction": Choice((0.1, 0.25, 0.5)), "sigma": Float(1e-4, 1e-1)},
-        note="Estimates a part of dL/dw. Weights that were small at first are moved for good.",
+        note="Estimates a part of dL/dw, for fine-tuning: a weight that outgrows the small ones stays where it is.",
     )
 
     def __init__(

@@ -39,6 +39,7 @@ CLAIMS = {
     "random-search": ("random-search", "search", "loss values", "population + 1", 9.0, {"sigma": 1.0}),
     "untrained": ("untrained", "search", "loss values", "0", 0.0, {}),
 }
+BOUND = 100_000
 BASELINES = (CHECKPOINT, "random-search", "untrained")
 
 
@@ -62,6 +63,7 @@ class World:
         step_score: Accuracy on step-digits.
         downhill: Cosine of a step with the exact downhill direction.
         deep: Of a gradient at some depth: bytes without a block and for each, time over plain autograd's, relative error.
+        fits: Within the bound of memory: rows, bytes of a step, and the accuracy that a run tends to; with 0 rows, none.
         diverse: Deviation of a weight over the first population, by method; it shrinks as the run goes on.
         extra: Further methods by label, in the form of ``CLAIMS``.
     """
@@ -131,6 +133,13 @@ class World:
     deep: dict[str, tuple[float, float, float, float]] = field(
         default_factory=lambda: {BACKPROP: (5e5, 2e6, 1.0, 2e-7), CHECKPOINT: (9e5, 1.5e5, 1.4, 2e-7)}
     )
+    fits: dict[str, tuple[int, int, float]] = field(
+        default_factory=lambda: {
+            BACKPROP: (0, 180_000, 0.0),
+            CHECKPOINT: (32, 95_000, 0.94),
+            "spsa": (160, 99_000, 0.92),
+        }
+    )
     diverse: dict[str, float] = field(default_factory=lambda: {"random-search": 1.0})
     extra: dict[str, tuple[str, str, str, str, float, dict[str, Any]]] = field(default_factory=dict)
 
@@ -139,7 +148,7 @@ def made_up(
     world: World | None = None,
     *,
     without: Iterable[str] = (),
-    studies: Iterable[str] = ("curves", "width", "learning-rate"),
+    studies: Iterable[str] = ("curves", "width", "learning-rate", "memory"),
 ) -> list[Record]:
     """The records of a run in ``world``, leaving out the kinds of record named in ``without``."""
     w, random = world or World(), np.random.default_rng(7)
@@ -240,6 +249,15 @@ def made_up(
                         factor,
                         w.work[label] if good else math.inf,
                     )[-1:]
+    if "memory" in studies:
+        for label, (rows, peak, top) in w.fits.items():
+            records.append(
+                {"kind": "fit", "task": "digits", "method": label, "bound": BOUND, "rows": rows, "peak_bytes": peak}
+                | {"rate_factor": 1.0}
+            )
+            for seed in range(w.seeds if rows else 0):
+                best = top * noise[seed, label] ** 0.1
+                records += _run(w, claims, "memory", "digits", label, seed, 32, 1.0, w.work[label], best)
     records += (
         _costs(w)
         + _depths(w)

@@ -11,9 +11,10 @@ from dldw.compare.budget import BUDGETS, parse_budget
 from dldw.compare.item import SECONDS_PER_FORWARD
 from dldw.compare.meter import Metering
 from dldw.compare.notes import notes
-from dldw.compare.plan import BASELINES, FIRST, Plan, make_plan
+from dldw.compare.plan import BASELINES, Plan, make_plan
 from dldw.compare.share import curves_within, fitting, ranked
 from dldw.compare.spec import parse_all
+from dldw.compare.studies import FIRST
 from dldw.compare.train import Training
 from dldw.compare.width import Widening
 from dldw.registry import METHODS

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dldw.learners.forward_only import ForwardOnly as ForwardOnly
     from dldw.learners.forward_only import RecentMomentum as RecentMomentum
     from dldw.learners.forward_only import replay as replay
+    from dldw.learners.lora import LoRA as LoRA
     from dldw.learners.mono_forward import MonoForward as MonoForward
     from dldw.minimum import Minimum as Minimum
     from dldw.minimum import minimize as minimize
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from dldw.sources.per_example_perturbation import PerExamplePerturbation as PerExamplePerturbation
     from dldw.sources.perceptron import Perceptron as Perceptron
     from dldw.sources.reinforce import Reinforce as Reinforce
+    from dldw.sources.sparse_mezo import SparseMeZO as SparseMeZO
     from dldw.sources.sparse_perturbation import SparsePerturbation as SparsePerturbation
     from dldw.sources.spsa import SPSA as SPSA
     from dldw.sources.svrg import SVRG as SVRG
@@ -87,6 +89,7 @@ _HOMES = {
     "replay": "dldw.learners.forward_only",
     "ForwardForward": "dldw.learners.forward_forward",
     "MonoForward": "dldw.learners.mono_forward",
+    "LoRA": "dldw.learners.lora",
     "Minimum": "dldw.minimum",
     "minimize": "dldw.minimum",
     "replay_search": "dldw.minimum",
@@ -117,6 +120,7 @@ _HOMES = {
     "NodePerturbation": "dldw.sources.node_perturbation",
     "Perceptron": "dldw.sources.perceptron",
     "Reinforce": "dldw.sources.reinforce",
+    "SparseMeZO": "dldw.sources.sparse_mezo",
     "SparsePerturbation": "dldw.sources.sparse_perturbation",
     "SPSA": "dldw.sources.spsa",
     "SVRG": "dldw.sources.svrg",

@@ -27,6 +27,7 @@ METHODS = {
     "low-rank-evolution": "dldw.sources.low_rank_evolution:LowRankEvolution",
     "mezo": "dldw.sources.mezo:MeZO",
     "one-sided-batch": "dldw.sources.one_sided_batch:OneSidedBatch",
+    "sparse-mezo": "dldw.sources.sparse_mezo:SparseMeZO",
     "per-example-perturbation": "dldw.sources.per_example_perturbation:PerExamplePerturbation",
     "forward-gradient": "dldw.sources.forward_gradient:ForwardGradient",
     "reinforce": "dldw.sources.reinforce:Reinforce",
@@ -45,6 +46,7 @@ METHODS = {
     "activity-forward-gradient": "dldw.sources.activity_forward_gradient:ActivityForwardGradient",
     "forward-forward": "dldw.learners.forward_forward:ForwardForward",
     "mono-forward": "dldw.learners.mono_forward:MonoForward",
+    "lora": "dldw.learners.lora:LoRA",
 }
 
 
@@ -101,7 +103,8 @@ class Method:
             model: The model to train.
             loss: ``loss(model, batch)``; not handed to a method that needs none.
             generator: Where the method draws from.
-            **settings: The method's own, and ``lr``, ``optimizer`` and ``momentum`` where it is a gradient source.
+            **settings: The method's own, and ``lr``, ``optimizer`` and ``momentum`` where it is a gradient source;
+                the optimizer ``forward-only`` makes a ``dldw.ForwardOnly`` of it.
 
         Raises:
             UnknownNameError: A setting this method does not have.
@@ -122,6 +125,10 @@ class Method:
         arguments = {k: v for k, v in settings.items() if k in own}
         optimizer = {"lr": 0.1} | {k: v for k, v in settings.items() if k not in own}
         source = self.factory(**objective, generator=generator, **arguments)
+        if optimizer.get("optimizer") == "forward-only":
+            from dldw.learners.forward_only import ForwardOnly
+
+            return ForwardOnly(model, source, optimizer["lr"], momentum=optimizer.get("momentum", 0.0))
         return Descent(model, source, make_optimizer(model, **optimizer))
 
 

@@ -19,13 +19,14 @@ import pytest
 from dldw.errors import DldwError
 from dldw.report.results import Results, read
 from dldw.report.words import number, percent, size
-from tests.made_up import BACKPROP, NUDGE, World, made_up, save
+from tests.made_up import BACKPROP, CHECKPOINT, NUDGE, World, made_up, save
 
 pytest.importorskip("altair", reason="the report's extra is not installed")
 
 from dldw.report import write
 from dldw.report.charts import CHARTS, Chart, charts, looks
 from dldw.report.page import SECTIONS, render
+from dldw.report.tables import tables
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +215,7 @@ def test_every_kind_of_record_has_its_chart(results: Any) -> None:
         "target",
         "generations",
         "diversity",
+        "budgets",
         "cost",
         "memory",
         "depth",
@@ -229,6 +231,7 @@ def test_every_kind_of_record_has_its_chart(results: Any) -> None:
     for kind, gone in (
         ("cost", {"cost", "memory"}),
         ("depth", {"depth"}),
+        ("fit", {"budgets"}),
         ("estimate", {"cosine"}),
         ("bias", {"quotient"}),
         ("landscape", {"landscape"}),
@@ -461,3 +464,45 @@ def test_figures_read_as_a_person_writes_them() -> None:
         "−0.5",
     ]
     assert (percent(0.931, 1), size(61 * 1024), size(3 * 2**20)) == ("93.1\u00a0%", "61\u00a0KiB", "3\u00a0MiB")
+
+
+def test_the_two_tables_hold_what_was_recorded_and_say_how_it_was_made_equal(results: Any) -> None:
+    found = results()
+    memory, time = tables(found)
+    rows = dict(memory.rows)
+    assert list(rows) == [CHECKPOINT, "spsa", BACKPROP]  # the best first, what does not fit last
+    assert rows[BACKPROP] == ["none", "176\u00a0KiB with one row", "does not fit", "–"]
+    ends = {(e["method"], e["seed"]): e for e in found.evaluations if e["study"] == "memory"}  # the last of each run
+    quickest = min(
+        np.median([e["seconds"] for (m, _), e in ends.items() if m == method]) for method in (CHECKPOINT, "spsa")
+    )
+    for method in (CHECKPOINT, "spsa"):
+        within = [
+            [e for e in found.evaluations if (e["study"], e["method"], e["seed"]) == ("memory", method, seed)]
+            for seed in range(5)
+        ]
+        reached = [[e["accuracy"] for e in run if e["seconds"] <= quickest][-1] for run in within]
+        assert rows[method][2].startswith(f"{np.mean(reached):.3f} (")
+    assert [rows[m][:2] for m in (CHECKPOINT, "spsa")] == [["32", "92.8\u00a0KiB"], ["160", "96.7\u00a0KiB"]]
+    assert "within 97.7\u00a0KiB above the loaded model" in memory.note
+    assert f"with gradients, {CHECKPOINT} ended at" in memory.sentence
+    assert f"Not even one row fits with {BACKPROP}." in memory.sentence
+    assert set(dict(time.rows)) == {m["method"] for m in found.methods}
+    page = unescape(render(found))
+    for table in (memory, time):
+        assert table.note in page
+        assert f'id="{table.id}"' in page
+
+
+def test_without_a_bound_of_memory_there_are_no_tables(results: Any) -> None:
+    assert tables(results(without=["fit"])) == []
+
+
+def test_a_run_that_was_lost_is_said_and_ranks_behind_those_that_were_not(results: Any, tmp_path: Path) -> None:
+    records = made_up()
+    for record in records:
+        if record["kind"] == "end" and record["study"] == "memory" and record["method"] == CHECKPOINT:
+            record["reason"] = "diverged"
+    save(records, tmp_path)
+    (first, _), (second, cells), _ = tables(read(tmp_path))[0].rows
+    assert (first, second, cells[2]) == ("spsa", CHECKPOINT, "lost in 5 runs")

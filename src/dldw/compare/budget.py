@@ -63,6 +63,15 @@ class Budget:
         """Everything that decides the results, for the record of the run."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    def lightened(self, heft: float) -> Budget:
+        """The same for a task whose forward passes take ``heft`` times as long: so many fewer, where no total cuts them."""
+        if heft == 1.0:
+            return self
+        cut = ("companion_forwards", "width_forwards", "factor_forwards", "tune_forwards")
+        fewer: dict[str, Any] = {name: getattr(self, name) / heft for name in cut}
+        fewer |= {name: -int(-getattr(self, name) // heft) for name in ("draws", "nudged_weights")}
+        return replace(self, forwards=self.forwards if self.total else self.forwards / heft, **fewer)
+
 
 _WIDTHS = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
 _FACTORS = (1 / 10, 1 / 3, 1.0, 3.0, 10.0)

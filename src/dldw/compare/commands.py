@@ -87,11 +87,13 @@ def compare(
     from dldw.compare.run import available_cores, run
     from dldw.compare.summary import summarise
     from dldw.compare.terminal import TerminalProgress, plain, show
+    from dldw.tasks import task_class
 
     spending = parse_budget(budget)
     _require("jinja2", "altair", "vl_convert", *(["optuna"] if tune else []))
-    plan = make_plan(task, methods or [], budget=spending, seeds=seeds, trials=tune, data=data)
     directory = out or Path("dldw-results") / f"{Path(task.rpartition(':')[0]).stem or task}-{spending.name}"
+    kept = data or (directory if task_class(task).keeps else None)
+    plan = make_plan(task, methods or [], budget=spending, seeds=seeds, trials=tune, data=kept)
     aside = Console(stderr=True)
     try:
         with TerminalProgress(aside) as progress:

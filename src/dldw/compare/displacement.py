@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from dldw.compare.estimate import LONGEST, exact_gradient, trained_point
-from dldw.compare.item import SECONDS_PER_FORWARD, Identity, MethodItem, note
+from dldw.compare.item import Identity, MethodItem, note
 from dldw.compare.records import Record
 from dldw.compare.statistics import mean_interval
 from dldw.compare.train import forwards_per_step
@@ -32,7 +32,7 @@ class Displacing(MethodItem):
 
     @property
     def weight(self) -> float:
-        return 0.1 + min(self._affordable * self._each, LONGEST) * SECONDS_PER_FORWARD
+        return 0.1 + self.seconds_of(min(self._affordable * self._each, LONGEST))
 
     @cached_property
     def _each(self) -> float:
@@ -56,12 +56,12 @@ class Displacing(MethodItem):
             model, _ = trained_point(task, self.seed, self.width)
         except RuntimeError as error:
             return [note(f"Steps on {self.task} have no exact gradient to be compared with: {error}")]
-        weights = Weights.of(model)
         cosines = []
         try:
             learner: Any = self.spec.method.build(
                 model, task.loss, torch.Generator().manual_seed(30_000 + self.seed), **settings
             )
+            weights = Weights.of(model)  # of what the learner trains: adapters, where it added some
             for batch in islice(task.batches(40_000 + self.seed), self._affordable):
                 before, g = weights.flat(), exact_gradient(task, model, batch)
                 learner.step(batch)

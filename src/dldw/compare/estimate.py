@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dldw.compare.item import SECONDS_PER_FORWARD, Identity, Item, MethodItem, note
+from dldw.compare.item import Identity, Item, MethodItem, note
 from dldw.compare.quality import measure
 from dldw.compare.records import Record
 from dldw.compare.sampled import trainable
@@ -49,7 +49,7 @@ class Estimating(MethodItem):
 
     @property
     def weight(self) -> float:
-        return 0.1 + min(self.draws * 3, LONGEST / 4) * SECONDS_PER_FORWARD
+        return 0.1 + self.seconds_of(min(self.draws * 3, LONGEST / 4))
 
     @property
     def keys(self) -> list[Identity]:
@@ -101,7 +101,7 @@ class Nudging(Item):
 
     @property
     def weight(self) -> float:
-        return len(self.nudges) * self.count * SECONDS_PER_FORWARD
+        return self.seconds_of(len(self.nudges) * self.count)
 
     @property
     def keys(self) -> list[Identity]:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from dldw.compare.records import Record
 from dldw.compare.spec import Spec
-from dldw.tasks import load_task
+from dldw.tasks import load_task, task_class
 from dldw.tasks.task import Task
 
 Identity = tuple[Any, ...]
@@ -26,6 +26,7 @@ _IDENTITY: dict[str, tuple[str, ...]] = {
     "end": ("study", "task", "method", "seed", "width", "factor"),
     "cost": ("task", "method", "width"),
     "depth": ("task", "method", "depth"),
+    "fit": ("task", "method"),
     "estimate": ("task", "method", "seed", "width"),
     "displacement": ("task", "method", "seed"),
     "bias": ("task", "nudge"),
@@ -63,6 +64,10 @@ class Item(ABC):
     def counted(self) -> float:
         """The same in forward-pass equivalents: what the total of a budget is compared with."""
         return self.weight / SECONDS_PER_FORWARD
+
+    def seconds_of(self, forwards: float) -> float:
+        """About how long so many forward passes of the task take."""
+        return forwards * SECONDS_PER_FORWARD * task_class(self.task).heft
 
     @property
     @abstractmethod

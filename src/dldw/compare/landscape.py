@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dldw.compare.estimate import exact_gradient, trained_point
-from dldw.compare.item import SECONDS_PER_FORWARD, Identity, Item, note
+from dldw.compare.item import Identity, Item, note
 from dldw.compare.records import Record
 from dldw.compare.spec import Spec
 from dldw.compare.train import forwards_per_step
@@ -84,7 +84,7 @@ class Mapping2d(Item):
 
     @property
     def weight(self) -> float:
-        return 0.5 + (self.grid**2 + 3 * self.forwards * len(self.methods)) * SECONDS_PER_FORWARD
+        return 0.5 + self.seconds_of(self.grid**2 + 3 * self.forwards * len(self.methods))
 
     @property
     def keys(self) -> list[Identity]:

@@ -44,10 +44,12 @@ class Metering(MethodItem):
 
     Attributes:
         seconds: Time to spend.
+        rows: Examples in a batch; as many as the task has by default.
     """
 
     width: int | None
     seconds: float
+    rows: int | None = None
 
     @property
     def weight(self) -> float:
@@ -62,7 +64,7 @@ class Metering(MethodItem):
         return f"cost of a step: {self.label} on {self.task}"
 
     def run(self) -> list[Record]:
-        task, settings = self.loaded(), dict(self.settings)
+        task, settings = self.loaded().resized(self.rows), dict(self.settings)
         batches = list(islice(task.batches(0), 8))
         bare = task.model(0, self.width)
 

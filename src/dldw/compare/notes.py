@@ -10,18 +10,10 @@ from typing import Any
 from dldw.compare.item import note
 from dldw.compare.plan import Plan
 from dldw.compare.records import Record
+from dldw.compare.studies import STUDIES
 
 _MORE = "dldw compare --budget full gives more."
-_STUDIES = {
-    "cost": "The cost of a step",
-    "wider cost": "The cost of a step on the wider task",
-    "landscape": "The path through the two-weight landscape",
-    "estimate": "The quality of the estimate",
-    "displacement": "Where its steps lead",
-    "companion": "Training on the companion task",
-    "learning-rate": "Training over learning rates",
-    "width": "Training over widths",
-}
+_SAID = {study.name: study.said for study in STUDIES}
 
 
 def notes(plan: Plan, records: Iterable[Any], *, resumed: bool) -> list[Record]:
@@ -48,7 +40,7 @@ def notes(plan: Plan, records: Iterable[Any], *, resumed: bool) -> list[Record]:
             f"Over widths, these missed the target within {budget.width_forwards:,.0f} forward passes in at least one "
             f"run and count as infinitely slow there: {shown}. {_MORE}"
         )
-    if budget.widths:
+    if plan.shares["width"]:
         out.append(
             "Over widths, the learning rate is the fastest of 1/3, 1 and 3 times the tuned one on the validation split, for "
             "each method and width; all other settings are those tuned at the task's own width."
@@ -89,7 +81,7 @@ def _shared_out(plan: Plan) -> list[str]:
     for study, specs in plan.left_out().items():
         names = [spec.label for spec in specs]
         out.append(
-            f"{_STUDIES[study]} was left out, so that the run stays short, for: {', '.join(names)}. To see it for some of "
+            f"{_SAID[study]} was left out, so that the run stays short, for: {', '.join(names)}. To see it for some of "
             f"them: {shlex.join(['dldw', 'compare', plan.target, *names[:2]])}. {_MORE}"
         )
     return out

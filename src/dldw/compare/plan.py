@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from dldw.compare.budget import Budget
-from dldw.compare.depth import Deepening
-from dldw.compare.displacement import Displacing
-from dldw.compare.estimate import Estimating, Nudging
+from dldw.compare.budget import BUDGETS, Budget
 from dldw.compare.item import SECONDS_PER_FORWARD, Item
-from dldw.compare.landscape import Mapping2d
-from dldw.compare.meter import Metering, seconds_within
+from dldw.compare.meter import seconds_within
 from dldw.compare.probe import build, probe, unable
-from dldw.compare.records import MethodRecord, Record, Study, TaskRecord
-from dldw.compare.share import (
-    COMPANION,
-    COSTS,
-    CURVES,
-    DISPLACEMENTS,
-    ESTIMATES,
-    LANDSCAPE,
-    RATES,
-    curves_within,
-    fitting,
-    ranked,
-)
+from dldw.compare.records import MethodRecord, Record, TaskRecord
+from dldw.compare.share import COSTS, CURVES, curves_within, fitting
 from dldw.compare.spec import Spec, parse, parse_all
-from dldw.compare.train import START, Training, forwards_per_step
+from dldw.compare.studies import STUDIES, Study, counted
+from dldw.compare.train import START, forwards_per_step
 from dldw.compare.tune import Tuning
-from dldw.compare.width import Widening
 from dldw.errors import DldwError
 from dldw.registry import METHODS, method
 from dldw.tasks.task import Settings, Task, tuned
@@ -41,10 +26,6 @@ from dldw.weights import Weights
 
 BASELINES = ("backprop", "backprop[checkpoint=true]", "random-search")
 """In every comparison: what nobody may leave out. The untrained model is the evaluation at step 0."""
-FIRST = ("backprop", "weight-perturbation", "backprop[checkpoint=true]", "random-search")
-"""What studies take before all others: what the question asks about, and the baselines."""
-NAMED = ("perceptron", "contrastive-divergence", "particle-swarm", "genetic-algorithm")
-"""Whose steps are followed before those of all others but the first: the discussion names them."""
 CORES = 2
 """What a total is meant for: where one process runs alone, the other core waits, and that counts too."""
 
@@ -83,7 +64,7 @@ class Plan:
             "seeds": self.seeds,
             "budget": self.budget.figures(),
             "tune": self.trials,
-            "settings": {spec.label: spec.settings(self.task.settings) for spec in self.specs},
+            "settings": {spec.label: _shown(spec, self.task.settings) for spec in self.specs},
             "files": {t: fingerprint(t) for t in (self.target, *(s.target for s in self.specs)) if ".py:" in t},
             "dldw": version,
         }
@@ -110,79 +91,51 @@ class Plan:
 
     def studies(self, settings: Settings, companion_settings: Settings) -> list[Item]:
         """All that may run side by side, the longest first, so that no process waits for the last one."""
-        budget, shares = self.budget, self.shares
-        items = [item for spec in self.specs for item in self._curves(spec, settings)]
-        items += [item for spec in shares["companion"] for item in self._companion(spec, companion_settings)]
-        items += [item for spec in shares["width"] for item in self._widths(spec, settings)]
-        items += [item for spec in shares["learning-rate"] for item in self._rates(spec, settings)]
-        items += [item for spec in shares["estimate"] for item in self._estimates(spec, settings)]
-        items += [item for spec in shares["displacement"] for item in self._displacements(spec, settings)]
-        if budget.nudged_weights:
-            items.append(self._nudging())
-        if shares["landscape"]:
-            items.append(self._landscape(shares["landscape"], settings))
+        given = {False: settings, True: companion_settings}
+        items = [
+            item
+            for study in STUDIES
+            if not study.alone
+            for item in study.items(self, self.shares[study.name], given[study.companion])
+        ]
         return sorted(items, key=lambda item: -item.weight)
 
     def metering(self, settings: Settings) -> list[Item]:
         """What has to run alone: the cost of a step."""
-        return [
-            item
-            for study, name in (("cost", self.target), ("wider cost", self.task.wider))
-            for spec in self.shares[study]
-            for item in self._costs(spec, settings, name)
-        ] + [
-            Deepening(self.target, self.data, spec, _frozen(spec.settings(settings)), depth, self.budget.cost_seconds)
-            for spec in self.specs
-            if spec.method.card.claim == "exact" and spec.method.card.needs == "autograd"
-            for depth in self.task.depths
-        ]
+        alone = [study for study in STUDIES if study.alone]
+        return [item for study in alone for item in study.items(self, self.shares[study.name], settings)]
 
     @cached_property
     def shares(self) -> dict[str, list[Spec]]:
         """The methods that each study takes, by the rule of ``dldw.compare.share``; all that can where there is no total."""
-        budget, order = self.budget, ranked(self.specs, FIRST)
-        plain = [spec for spec in order if spec.tuned_as == spec]
-        sources = [spec for spec in plain if spec.method.is_source]
-        able: dict[str, list[Spec]] = {
-            "cost": order,
-            "wider cost": order if self.task.wider else [],
-            "landscape": plain if budget.grid else [],
-            "estimate": sources if budget.draws else [],
-            "displacement": ranked(plain, (*FIRST, *NAMED)) if budget.displacements else [],
-            "companion": plain if self.task.companion and budget.companion_seeds else [],
-            "learning-rate": sources if budget.factors else [],
-            "width": sources if budget.widths and self.task.width is not None else [],
-        }
-        if not budget.total:
-            return able
-        cost: dict[str, Callable[[Spec], float]] = {
-            "cost": lambda spec: CORES * counted(self._costs(spec, {}, self.target)),
-            "wider cost": lambda spec: CORES * counted(self._costs(spec, {}, self.task.wider)),
-            "landscape": lambda spec: counted([self._landscape([spec], {})]) - counted([self._landscape([], {})]),
-            "estimate": lambda spec: counted(self._estimates(spec, {})),
-            "displacement": lambda spec: counted(self._displacements(spec, {})),
-            "companion": lambda spec: counted(self._companion(spec, {})),
-            "learning-rate": lambda spec: counted(self._rates(spec, {})),
-            "width": lambda spec: counted(self._widths(spec, {})),
-        }
-        left = budget.total - sum(counted(self._curves(spec, {})) for spec in self.specs)
-        taken: dict[str, list[Spec]] = {}
+        taken = {study.name: study.takes(self) for study in STUDIES}
+        total = self.budget.total
+        if not total:
+            return taken
 
-        def take(study: str, limit: float) -> float:
-            taken[study], spent = fitting(able[study], cost[study], limit)
+        def take(study: Study, limit: float) -> float:
+            without = counted(study.items(self, [], {}))
+            cores = CORES if study.alone else 1
+            taken[study.name], spent = fitting(
+                taken[study.name], lambda spec: cores * (counted(study.items(self, [spec], {})) - without), limit
+            )
             return spent
 
-        metered = take("cost", COSTS * budget.total)
-        metered += take("wider cost", COSTS * budget.total - metered)
-        left -= metered + (counted([self._nudging()]) if budget.nudged_weights else 0.0)
-        left -= counted([self._landscape([], {})]) if budget.grid else 0.0
-        parts = {
-            "landscape": LANDSCAPE, "estimate": ESTIMATES, "displacement": DISPLACEMENTS, "companion": COMPANION,
-            "learning-rate": RATES,
-        }  # fmt: skip
-        spent = sum(take(study, part * left) for study, part in parts.items())
-        take("width", left - spent)
-        return {study: taken[study] for study in able}
+        metered = 0.0
+        for study in STUDIES:
+            if study.alone and study.part is not None:
+                metered += take(study, study.part * total - metered)
+        rest = total - metered - sum(
+            counted(study.items(self, taken[study.name] if study.part is None else [], {}))
+            for study in STUDIES
+            if not study.alone
+        )  # fmt: skip
+        whole = rest
+        for study in STUDIES:
+            if not study.alone and study.part is not None:
+                rest -= take(study, min(study.part * whole, rest))
+                whole = rest if study.first else whole
+        return taken
 
     def left_out(self) -> dict[str, list[Spec]]:
         """The methods that each study would take and the total has no room for."""
@@ -193,89 +146,6 @@ class Plan:
             if (out := [s for s in specs if s not in self.shares[study]])
         }
 
-    def _curves(self, spec: Spec, settings: Settings) -> list[Item]:
-        return self._trainings(spec, settings, "curves", self.seeds, self.budget.forwards)
-
-    def _rates(self, spec: Spec, settings: Settings) -> list[Item]:
-        budget = self.budget
-        return [
-            item
-            for factor in budget.factors
-            for item in self._trainings(
-                spec, settings, "learning-rate", budget.factor_seeds, budget.factor_forwards, factor
-            )
-        ]
-
-    def _trainings(
-        self, spec: Spec, settings: Settings, study: Study, seeds: int, forwards: float, factor: float = 1.0
-    ) -> list[Item]:
-        return [
-            Training(
-                self.target, self.data, spec, _frozen(spec.settings(settings)), study=study, seed=seed,
-                width=self.task.width, factor=factor, forwards=forwards, per_decade=self.budget.per_decade,
-                stop_at_target=study != "curves",
-            )
-            for seed in range(seeds)
-        ]  # fmt: skip
-
-    def _companion(self, spec: Spec, settings: Settings) -> list[Item]:
-        from dldw.tasks import load_task
-
-        name = cast(str, self.task.companion)
-        return [
-            Training(
-                name, self.data, spec, _frozen(spec.settings(settings)), study="curves", seed=seed,
-                width=load_task(name, self.data).width, factor=1.0, forwards=self.budget.companion_forwards,
-                per_decade=self.budget.per_decade, stop_at_target=False,
-            )
-            for seed in range(self.budget.companion_seeds)
-        ]  # fmt: skip
-
-    def _widths(self, spec: Spec, settings: Settings) -> list[Item]:
-        budget, width = self.budget, cast(int, self.task.width)
-        return [
-            Widening(
-                self.target, self.data, spec, _frozen(spec.settings(settings)), width=max(2, int(width * ratio)),
-                seeds=budget.width_seeds, forwards=budget.width_forwards, per_decade=budget.per_decade,
-            )
-            for ratio in budget.widths
-        ]  # fmt: skip
-
-    def _estimates(self, spec: Spec, settings: Settings) -> list[Item]:
-        budget, width = self.budget, self.task.width
-        widths = [width] if width is None else [max(2, int(width * r)) for r in budget.widths or (1.0,)]
-        frozen = _frozen(spec.settings(settings))
-        return [
-            Estimating(self.target, self.data, spec, frozen, seed=seed, width=w, draws=budget.draws)
-            for w in widths
-            for seed in range(budget.estimate_seeds)
-        ]
-
-    def _displacements(self, spec: Spec, settings: Settings) -> list[Item]:
-        budget, frozen = self.budget, _frozen(spec.settings(settings))
-        return [
-            Displacing(
-                self.target, self.data, spec, frozen, seed=seed, width=self.task.width, steps=budget.displacements
-            )
-            for seed in range(budget.estimate_seeds)
-        ]
-
-    def _nudging(self) -> Item:
-        return Nudging(self.target, self.data, self.budget.nudges, self.budget.nudged_weights)
-
-    def _landscape(self, specs: Iterable[Spec], settings: Settings) -> Item:
-        drawn = tuple((s, _frozen(s.settings(settings))) for s in specs)
-        return Mapping2d(self.target, self.data, drawn, self.budget.grid, self.budget.path_forwards)
-
-    def _costs(self, spec: Spec, settings: Settings, name: str | None) -> list[Item]:
-        from dldw.tasks import load_task
-
-        if name is None:
-            return []
-        width = self.task.width if name == self.target else load_task(name, self.data).width
-        frozen = _frozen(spec.settings(settings))
-        return [Metering(name, self.data, spec, frozen, width, self.budget.cost_seconds)]
-
     def header(self, settings: Settings) -> list[Record]:
         """The records of tasks and methods, and where shipped settings come from."""
         from dldw.tasks import load_task
@@ -284,7 +154,7 @@ class Plan:
         tasks = {self.target: self.task, **{n: load_task(n, self.data) for n in names}}
         out: list[Record] = [task_record(name, task) for name, task in tasks.items()]
         size = Weights(self.task.model(0)).size
-        out += [method_record(spec, spec.settings(settings), size) for spec in self.specs]
+        out += [method_record(spec, _shown(spec, settings), size) for spec in self.specs]
         if not self.trials:
             shipped = tuned(self.task.name)["record"]
             out += [cast(Record, r) for r in shipped if parse(r["method"]) in self.specs]
@@ -334,11 +204,14 @@ def make_plan(
         raise DldwError(f"--seeds must be at least 1 and --tune at least 0, got {count} and {trials}.")
     for spec in specs:
         build(task, spec)
+    if budget.name in BUDGETS:
+        budget = budget.lightened(task.heft)
     wanted = (count, budget.forwards)
     if budget.total:
+        wanted = (count, min(budget.forwards, CURVES * budget.total / task.heft / count))
         count, forwards = curves_within(
-            CURVES * budget.total, len(specs), count, budget.forwards, fixed=seeds is not None,
-            start=START / SECONDS_PER_FORWARD,
+            CURVES * budget.total / task.heft, len(specs), count, budget.forwards, fixed=seeds is not None,
+            start=START / SECONDS_PER_FORWARD / task.heft,
         )  # fmt: skip
         alone = COSTS * budget.total * SECONDS_PER_FORWARD / CORES / (2 if task.wider else 1)
         budget = replace(budget, forwards=forwards, cost_seconds=seconds_within(alone, len(specs), budget.cost_seconds))
@@ -380,10 +253,7 @@ def method_record(spec: Spec, settings: Mapping[str, Any], d: int) -> Record:
     )
 
 
-def counted(items: Iterable[Item]) -> float:
-    """What pieces of work count together, in forward-pass equivalents."""
-    return sum(item.counted for item in items)
-
-
-def _frozen(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(settings.items())
+def _shown(spec: Spec, settings: Settings) -> dict[str, Any]:
+    """What a method runs with, the size of its batches included where the task lets each have its own."""
+    rows = spec.rows(settings)
+    return spec.settings(settings) | ({} if rows is None else {"rows": rows})

@@ -11,8 +11,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 FORMAT = 1
 """Raised whenever a reader of the older format would misread the newer one."""
 
-Study = Literal["curves", "width", "learning-rate"]
-"""Why a training run was made: the learning curves; the same over network width; the same over learning rates."""
+Study = Literal["curves", "width", "learning-rate", "memory"]
+"""Why a training run was made: the learning curves; the same over network width, over learning rates, in bounded memory."""
 
 
 class Run(TypedDict):
@@ -147,6 +147,18 @@ class Depth(TypedDict):
     gradient_error: float  # relative, against plain autograd in float64
 
 
+class Fit(TypedDict):
+    """The largest batch of a method within the task's bound of memory; its runs are those of the study ``memory``."""
+
+    kind: Literal["fit"]
+    task: str
+    method: str
+    bound: int  # bytes above the loaded model
+    rows: int  # examples in a batch; 0 where not even one fits
+    peak_bytes: int  # of that batch, or of one example; the learner's own buffers included
+    rate_factor: float  # learning rate over the tuned one, the best of three on the validation split
+
+
 class Estimate(TypedDict):
     """How good the estimate is at one point in training: against the exact gradient of the same batch."""
 
@@ -255,6 +267,7 @@ Record = (
     | End
     | Cost
     | Depth
+    | Fit
     | Estimate
     | Displacement
     | Bias

@@ -54,6 +54,11 @@ class Spec:
         found = tuned.get(self.tuned_as.label, tuned.get(self.target, {}))
         return {k: v for k, v in found.items() if k in method.settings} | dict(self.given)
 
+    def rows(self, tuned: Settings) -> int | None:
+        """The size of the method's batches, where the task lets each have its own."""
+        rows: int | None = tuned.get(self.tuned_as.label, tuned.get(self.target, {})).get("rows")
+        return rows
+
 
 def parse(text: str) -> Spec:
     """The spec that ``text`` spells.

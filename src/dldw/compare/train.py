@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dldw.compare.generation import generation
-from dldw.compare.item import SECONDS_PER_FORWARD, Identity, MethodItem
+from dldw.compare.item import Identity, MethodItem
 from dldw.compare.records import Record, Study
 from dldw.compare.spec import Spec
 from dldw.compare.statistics import log_spaced
@@ -58,7 +58,7 @@ def train(
     The seed decides initial weights and batches, the same for every method, and what the method itself draws.
 
     Args:
-        task: The task.
+        task: The task; the size of its batches decides what a step counts (see ``Task.resized``).
         spec: The method.
         settings: What it is built with.
         seed: Which run.
@@ -72,7 +72,7 @@ def train(
     """
     model = task.model(seed, width) if model is None else model
     curve = Curve(weights=Weights(model).size)
-    unit = forwards_per_step(spec, settings, curve.weights)
+    unit = forwards_per_step(spec, settings, curve.weights) * task.passes
     stops = log_spaced(forwards, unit, per_decade)
     last: Tensor | None = None
     step, seconds, before = 0, 0.0, task.interactions
@@ -133,7 +133,11 @@ def forwards_per_step(spec: Spec, settings: Mapping[str, Any], d: int) -> float:
 
 @dataclass(frozen=True)
 class Training(MethodItem):
-    """One training run of a study."""
+    """One training run of a study.
+
+    Attributes:
+        rows: Examples in a batch; as many as the task has by default.
+    """
 
     study: Study
     seed: int
@@ -142,10 +146,11 @@ class Training(MethodItem):
     forwards: float
     per_decade: int
     stop_at_target: bool
+    rows: int | None = None
 
     @property
     def weight(self) -> float:
-        return START + self.forwards * SECONDS_PER_FORWARD * (0.5 if self.stop_at_target else 1.0)
+        return START + self.seconds_of(self.forwards) * (0.5 if self.stop_at_target else 1.0)
 
     @property
     def keys(self) -> list[Identity]:
@@ -156,7 +161,7 @@ class Training(MethodItem):
         return f"{self.study}: {self.label} on {self.task}, seed {self.seed}"
 
     def run(self) -> list[Record]:
-        task = self.loaded()
+        task = self.loaded().resized(self.rows)
         settings = dict(self.settings)
         if self.factor != 1.0:
             settings["lr"] = settings.get("lr", DEFAULT_LR) * self.factor

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dldw.card import Choice
-from dldw.compare.item import SECONDS_PER_FORWARD, Identity, MethodItem
+from dldw.compare.item import Identity, MethodItem
 from dldw.compare.records import Record
 from dldw.compare.results import write_whole
 from dldw.compare.train import Curve, train
@@ -32,7 +32,7 @@ class Tuning(MethodItem):
 
     @property
     def weight(self) -> float:
-        return self.trials * self.forwards * SECONDS_PER_FORWARD
+        return self.trials * self.seconds_of(self.forwards)
 
     @property
     def keys(self) -> list[Identity]:
@@ -51,7 +51,8 @@ class Tuning(MethodItem):
         for number in range(self.trials):
             trial = study.ask()
             settings = {**dict(self.settings), **self._suggested(trial)}
-            curve = train(task, self.spec, settings, SEED, forwards=self.forwards, tuning=True)
+            rows = trial.suggest_categorical("rows", task.rows) if task.rows else None
+            curve = train(task.resized(rows), self.spec, settings, SEED, forwards=self.forwards, tuning=True)
             score = trial_score(task, curve, self.forwards)
             if score is None:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -59,7 +60,8 @@ class Tuning(MethodItem):
                 study.tell(trial, score)
             last = curve.points[-1] if curve.points else {"forwards": 0.0, "seconds": 0.0}
             record: dict[str, Any] = {
-                "kind": "tuning", "task": self.task, "method": self.label, "trial": number, "settings": settings,
+                "kind": "tuning", "task": self.task, "method": self.label, "trial": number,
+                "settings": settings | ({} if rows is None else {"rows": rows}),
                 "score": score, "forwards": last["forwards"], "seconds": last["seconds"], "chosen": False,
             }  # fmt: skip
             records.append(record)

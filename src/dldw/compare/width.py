@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dldw.compare.item import SECONDS_PER_FORWARD, Identity, MethodItem
+from dldw.compare.item import Identity, MethodItem
 from dldw.compare.records import Record
 from dldw.compare.train import DEFAULT_LR, Training, forwards_per_step, train
 from dldw.compare.tune import SEED
@@ -35,7 +35,7 @@ class Widening(MethodItem):
 
     @property
     def weight(self) -> float:
-        return 0.3 + self.forwards * SECONDS_PER_FORWARD * (0.5 * (self.seeds + len(FACTORS)))
+        return 0.3 + self.seconds_of(self.forwards) * (0.5 * (self.seeds + len(FACTORS)))
 
     @property
     def keys(self) -> list[Identity]:

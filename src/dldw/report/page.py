@@ -18,12 +18,14 @@ from markupsafe import Markup, escape
 from dldw.report.charts import Chart, Look, charts, looks
 from dldw.report.intervals import Reach, bootstrap
 from dldw.report.results import Results, cost_of, ends_of
+from dldw.report.tables import tables
 from dldw.report.verdicts import headline, verdicts
 from dldw.report.words import between, duration, number, percent, size, times
 
 SECTIONS = (
     ("learning", "How far the same work goes", ("curves", "target")),
     ("populations", "What populations do", ("generations", "diversity")),
+    ("equal", "The same memory, the same time", ("budgets",)),
     ("price", "What one step costs", ("cost", "memory")),
     ("layers", "What depth costs", ("depth",)),
     ("estimate", "How good the estimate is", ("cosine", "quotient")),
@@ -68,6 +70,7 @@ def render(results: Results) -> str:
         icons=ICONS,
         tally=[(r, icon, n) for r, icon in ICONS.items() if (n := sum(v.ruling == r for v in found))],
         sections=[(i, t, [by_id[c] for c in ids if c in by_id]) for i, t, ids in SECTIONS if by_id.keys() & set(ids)],
+        tables=tables(results),
         looks=[styles[label] for label in results.labels],
         swatch=lambda label: _swatch(styles[label]),
         rows=[_row(results, label) for label in results.labels],

@@ -19,6 +19,7 @@ from dldw.compare.records import (
     End,
     Estimate,
     Evaluation,
+    Fit,
     Landscape,
     MethodRecord,
     Note,
@@ -48,6 +49,7 @@ class Results:
     ends: list[End] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
     depths: list[Depth] = field(default_factory=list)
+    fits: list[Fit] = field(default_factory=list)
     estimates: list[Estimate] = field(default_factory=list)
     displacements: list[Displacement] = field(default_factory=list)
     biases: list[Bias] = field(default_factory=list)
@@ -126,6 +128,7 @@ _TABLES = {
     "end": "ends",
     "cost": "costs",
     "depth": "depths",
+    "fit": "fits",
     "estimate": "estimates",
     "displacement": "displacements",
     "bias": "biases",
@@ -141,6 +144,7 @@ _KEYS = {
     "ends": ("study", "task", "method", "seed", "width", "factor"),
     "costs": ("task", "method", "width"),
     "depths": ("task", "method", "depth"),
+    "fits": ("task", "method"),
     "paths": ("task", "method"),
     "landscapes": ("task",),
     "tunings": ("task", "method", "trial"),
@@ -232,6 +236,12 @@ def depths_of(results: Results, method: str | None) -> list[Depth]:
     """What the gradients of a method cost at each depth, the shallowest first."""
     name = results.task["task"] if results.task else None
     return sorted((d for d in results.depths if d["method"] == method and d["task"] == name), key=lambda d: d["depth"])
+
+
+def fit_of(results: Results, method: str) -> Fit | None:
+    """The largest batch of a method within the bound of memory of the task asked for."""
+    name = results.task["task"] if results.task else None
+    return next((f for f in results.fits if f["method"] == method and f["task"] == name), None)
 
 
 def by_weights(results: Results, method: str) -> dict[int, list[End]]:

@@ -37,6 +37,7 @@ TASKS = {
     "duplication": "dldw.tasks.duplication:Duplication",
     "text": "dldw.tasks.text:Text",
     "text-transformer": "dldw.tasks.text_transformer:TextTransformer",
+    "finetune-tiny": "dldw.tasks.finetune_tiny:FinetuneTiny",
 }
 NEEDED = ("name", "summary", "target", "batch_size", "train_examples", "test_examples")
 """What a task has to say of itself, beside its four methods."""

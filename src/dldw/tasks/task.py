@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -41,7 +42,12 @@ class Task(ABC):
         wider: The same task at another width, whose step costs are measured too, if any.
         methods: What a comparison takes where no methods are named; all registered ones where this is empty.
         depths: Numbers of blocks at which the cost of exact gradients is measured (see ``deeper``), if any.
+        memory_bound: Bytes above the loaded model within which methods are compared once more, if any.
+        rows: Batch sizes among which ``--tune`` chooses for each method; all have that of the task where there are none.
+        heft: About how many times as long as one of the digits a forward pass takes: named budgets have so much fewer.
+        keeps: Whether it makes data of its own and keeps them in the directory ``data``, by default that of the results.
         batch_size: Examples in one batch.
+        passes: A forward pass on its batch, in those on a batch of the task's usual size (see ``resized``).
         width: Hidden units of the model ``model()`` makes by default, or None where the task has no width.
         train_examples, test_examples: Sizes of the splits, in examples.
         settings: Tuned settings by method name: what ``dldw compare`` uses where none are given.
@@ -57,7 +63,12 @@ class Task(ABC):
     wider: ClassVar[str | None] = None
     methods: ClassVar[tuple[str, ...]] = ()
     depths: ClassVar[tuple[int, ...]] = ()
+    memory_bound: ClassVar[int | None] = None
+    rows: ClassVar[tuple[int, ...]] = ()
+    heft: ClassVar[float] = 1.0
+    keeps: ClassVar[bool] = False
     batch_size: int
+    passes: float = 1.0
     width: int | None = None
     train_examples: int
     test_examples: int
@@ -92,6 +103,14 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module, split: str = "test") -> dict[str, float]:
         """``loss`` and the metric, where it is another, on ``test`` or ``validation``, with the model in eval mode."""
+
+    def resized(self, rows: int | None) -> Task:
+        """The same task, its data shared, with batches of so many examples; its own size where there is none given."""
+        if rows is None:
+            return self
+        other = copy.copy(self)
+        other.batch_size, other.passes = rows, self.passes * rows / self.batch_size
+        return other
 
     def deeper(self, depth: int) -> tuple[nn.Module, Any]:
         """A network of ``depth`` blocks, one of ``depths``, and a batch that is large enough for its activations to count."""

@@ -33,7 +33,7 @@ class Text(Task):
     metric = "loss"
     target = 2.0
     companion: ClassVar[str | None] = "text-transformer"
-    width = 64
+    width: int | None = 64
     batch_size = 8
     length = 256
     windows = 32
@@ -50,7 +50,7 @@ class Text(Task):
         return Reformer(config)
 
     def model(self, seed: int, width: int | None = None) -> nn.Module:
-        return seeded(seed, lambda: self.network(width or self.width))
+        return seeded(seed, lambda: self.network(width or self.width or 64))
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         logits: Tensor = model(batch[:, :-1])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from altair.utils.schemapi import debug_mode
 
+from dldw.report.charts.budgets import budgets
 from dldw.report.charts.cost import memory, step_cost
 from dldw.report.charts.depth import depth
 from dldw.report.charts.estimate import cosine, quotient
@@ -37,6 +38,7 @@ CHARTS: tuple[Callable[[Results], Chart | None], ...] = (
     time_to_target,
     generations,
     diversity,
+    budgets,
     step_cost,
     memory,
     depth,

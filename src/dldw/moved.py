@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -31,6 +32,18 @@ class Moved(ABC):
     @abstractmethod
     def transposed(self) -> Moved:
         """The same with matrices transposed."""
+
+    @abstractmethod
+    def part(self, start: int, stop: int) -> Moved:
+        """The same of rows ``start`` to ``stop`` of each member's weight."""
+
+    @abstractmethod
+    def member(self, number: int) -> Tensor:
+        """The weight of one member."""
+
+    @abstractmethod
+    def convolved(self, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        """What ``convolve(kernels)`` [B, m, *positions] is with each z_r in the place of the kernels: [rows, B, m, *positions]."""
 
     @abstractmethod
     def along(self, columns: Tensor) -> Tensor:
@@ -74,6 +87,17 @@ class DenseMoved(Moved):
     def transposed(self) -> DenseMoved:
         return DenseMoved(self.weight.mT, self.scales, self.z.mT)
 
+    def part(self, start: int, stop: int) -> DenseMoved:
+        return DenseMoved(self.weight[start:stop], self.scales, self.z[:, start:stop])
+
+    def member(self, number: int) -> Tensor:
+        column, row = divmod(number, self.rows)
+        return torch.add(self.weight, self.z[row], alpha=self.scales[column][row])
+
+    def convolved(self, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        out = convolve(self.z.flatten(0, 1))
+        return out.unflatten(1, (self.rows, -1)).transpose(0, 1)
+
     def along(self, columns: Tensor) -> Tensor:
         return torch.mm(self.z.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
 
@@ -100,6 +124,24 @@ class LowRankMoved(Moved):
 
     def transposed(self) -> LowRankMoved:
         return LowRankMoved(self.weight.mT, self.scales, self.b, self.a)
+
+    def part(self, start: int, stop: int) -> LowRankMoved:
+        return LowRankMoved(self.weight[start:stop], self.scales, self.a[:, start:stop], self.b)
+
+    def member(self, number: int) -> Tensor:
+        column, row = divmod(number, self.rows)
+        scale, w = self.scales[column][row], self.weight
+        return torch.addmm(w.reshape(len(w), -1), self.a[row], self.b[row].mT, alpha=scale).view(w.shape)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of each member [n, m, r] and [n, k, r], the scale in A."""
+        return self._scaled(self.a), self._each(self.b)
+
+    def convolved(self, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        thin = convolve(self.b.mT.reshape(-1, *self.weight.shape[1:]))  # [B, rows * rank, *positions]
+        each = thin.unflatten(1, (self.rows, -1)).transpose(0, 1)
+        out = self.a.unsqueeze(1) @ each.flatten(3)  # [rows, B, m, positions]
+        return out.view(*out.shape[:3], *thin.shape[2:])
 
     def along(self, columns: Tensor) -> Tensor:
         thin = torch.mm(self.b.mT.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])

@@ -201,9 +201,10 @@ def _add(x: Any, weight: Any, *, alpha: float = 1) -> Any:
     return y
 
 
-def _expand(weight: Perturbed, *sizes: Any) -> Any:
+def _expand(weight: Any, *sizes: Any) -> Any:
     """Of a weight of one row, as a class token is, the sum takes no more than B."""
-    return weight.materialised().expand(*sizes) if len(weight.a) == 1 else NotImplemented
+    one = isinstance(weight, Perturbed) and len(weight.a) == 1
+    return weight.materialised().expand(*sizes) if one else NotImplemented
 
 
 def _einsum(equation: Any, *operands: Any) -> Any:

@@ -196,7 +196,9 @@ def _product(rules: _Rules, input: Any, weight: Any, bias: Any, transposed: bool
         out = torch.bmm(rows, w.mT) if row is None else torch.baddbmm(row.unsqueeze(-2), rows, w.mT)
         return rules.joined(out.view(len(out), *examples, -1))
     out = out.mT
-    return rules.joined(out if len(examples) == 1 else out.reshape(len(out), *examples, -1))
+    if len(examples) != 1:  # sequences and images, of which models take views
+        out = out.contiguous().view(len(out), *examples, -1)
+    return rules.joined(out)
 
 
 _LARGE = 1 << 16

@@ -48,6 +48,8 @@ class Weights:
         self._put: list[int] = []
         self._members: list[tuple[dict[str, Any], str, Any]] = []
         self._recurrent: list[nn.RNNBase] = []
+        self.checkpointed: list[nn.Module] = []
+        """Modules that can be told to run again in their backward pass."""
         index: dict[int, int] = {}
         stack, seen = [model], {id(model)}
         dicts: list[dict[str, Any]] = []
@@ -98,6 +100,8 @@ class Weights:
                 self.tensors.append(parameter)
                 self.slots.append([])
             self.slots[at].append((module._parameters, name))
+        if hasattr(module, "gradient_checkpointing"):
+            self.checkpointed.append(module)
         if isinstance(module, nn.RNNBase):
             self._recurrent.append(module)
 

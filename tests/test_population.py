@@ -195,9 +195,7 @@ def test_a_convolution_of_one_image_without_a_dimension_of_examples(weight):
 
 def test_a_convolution_with_kernels_or_a_bias_that_no_member_changes(weight):
     x, bias, kernels = random(3, 4, 5, 5), random(2), random(2, 6, 3, 3)
-    assert_same(
-        lambda w: F.conv2d(F.conv2d(x, w[0]), kernels, bias).flatten(1).sum(1), weight(6, 4, 3, 3)
-    )
+    assert_same(lambda w: F.conv2d(F.conv2d(x, w[0]), kernels, bias).flatten(1).sum(1), weight(6, 4, 3, 3))
     assert_same(lambda w: F.conv2d(x, w[0], bias).flatten(1).square().sum(1), weight(2, 4, 3, 3))
 
 

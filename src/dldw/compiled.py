@@ -68,17 +68,16 @@ def without_checkpoints(model: nn.Module, checkpointed: Sequence[nn.Module]) -> 
         _unchecked.add(model)
         warnings.warn(
             f"{type(model).__name__} has gradient checkpointing enabled, and it is off while forward passes alone are taken: "
-            "there is no backward pass that it could spare memory in. model.gradient_checkpointing_disable() does the same "
-            "for good.",
+            "there is no backward pass that it could spare memory in. Disable it in the model, if no other step needs it.",
             stacklevel=2,
         )
     for module in modules:
-        module.gradient_checkpointing = False
+        vars(module)["gradient_checkpointing"] = False
     try:
         yield
     finally:
         for module in modules:
-            module.gradient_checkpointing = True
+            vars(module)["gradient_checkpointing"] = True
 
 
 _unchecked: WeakSet[nn.Module] = WeakSet()

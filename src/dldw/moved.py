@@ -43,7 +43,7 @@ class Moved(ABC):
 
     @abstractmethod
     def convolved(self, convolve: Callable[[Tensor], Tensor]) -> Tensor:
-        """What ``convolve(kernels)`` [B, m, *positions] is with each z_r in the place of the kernels: [rows, B, m, *positions]."""
+        """``convolve(kernels)`` [B, m, *positions] with each z_r in the place of the kernels: [rows, B, m, *positions]."""
 
     @abstractmethod
     def along(self, columns: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class DenseMoved(Moved):
 
     def convolved(self, convolve: Callable[[Tensor], Tensor]) -> Tensor:
         out = convolve(self.z.flatten(0, 1))
-        return out.unflatten(1, (self.rows, -1)).transpose(0, 1)
+        return out.view(len(out), self.rows, -1, *out.shape[2:]).transpose(0, 1)
 
     def along(self, columns: Tensor) -> Tensor:
         return torch.mm(self.z.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
@@ -139,8 +139,8 @@ class LowRankMoved(Moved):
 
     def convolved(self, convolve: Callable[[Tensor], Tensor]) -> Tensor:
         thin = convolve(self.b.mT.reshape(-1, *self.weight.shape[1:]))  # [B, rows * rank, *positions]
-        each = thin.unflatten(1, (self.rows, -1)).transpose(0, 1)
-        out = self.a.unsqueeze(1) @ each.flatten(3)  # [rows, B, m, positions]
+        each = thin.view(len(thin), self.rows, self.a.shape[2], -1).transpose(0, 1)
+        out = self.a.unsqueeze(1) @ each  # [rows, B, m, positions]
         return out.view(*out.shape[:3], *thin.shape[2:])
 
     def along(self, columns: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class LowRankMoved(Moved):
     def added(self, out: Tensor, columns: Tensor) -> Tensor:
         """``out`` [n, m, B] plus what the directions make of each member's own ``columns`` [n, k, B], in place."""
         thin = self._each(self.b).mT @ columns
-        return out.baddbmm_(self._scaled(out), thin)
+        return out.baddbmm_(self._scaled(out), thin.to(out.dtype))
 
     def picked_each(self, index: Tensor) -> Tensor:
         """Rows ``index`` [n, ..] of each member's own step: [n, .., k]."""
@@ -168,7 +168,7 @@ class LowRankMoved(Moved):
         if shift is not None:
             thin = torch.cat([thin, thin.new_ones(*thin.shape[:-1], 1)], -1)
             factor = torch.cat([factor, shift.unsqueeze(-1)], -1)
-        out.baddbmm_(thin, factor.mT)
+        out.baddbmm_(thin.to(out.dtype), factor.mT.to(out.dtype))  # autocast casts nothing for what is in place
 
     def _each(self, factor: Tensor) -> Tensor:
         """A factor for each member, column after column."""
@@ -176,7 +176,7 @@ class LowRankMoved(Moved):
 
     def _scaled(self, like: Tensor) -> Tensor:
         scale = torch.tensor(self.scales, dtype=like.dtype, device=like.device).view(len(self.scales), -1, 1, 1)
-        return (scale * self.a).flatten(0, 1)
+        return (scale * self.a).flatten(0, 1).to(like.dtype)
 
 
 Stacked = Tensor | Moved

@@ -212,7 +212,11 @@ def _einsum(equation: Any, *operands: Any) -> Any:
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
     at = [i for i, operand in enumerate(operands) if isinstance(operand, Perturbed)]
-    if not isinstance(equation, str) or len(at) != 1 or any(isinstance(t, StandIn) for t in operands if t is not operands[at[0]]):
+    if (
+        not isinstance(equation, str)
+        or len(at) != 1
+        or any(isinstance(t, StandIn) for t in operands if t is not operands[at[0]])
+    ):
         return NotImplemented
     left, arrow, out = equation.replace(" ", "").partition("->")
     terms, weight = left.split(","), operands[at[0]]
@@ -290,9 +294,10 @@ _VIEWS: dict[Any, Callable[..., Any]] = {
     Tensor.t: _transposed,
     torch.transpose: _transposed,
     Tensor.transpose: _transposed,
-    Tensor.T.__get__: _transposed,
-    Tensor.mT.__get__: _transposed,
+    getattr(Tensor, "T").__get__: _transposed,  # noqa: B009  # the type checker takes it for a tensor
+    getattr(Tensor, "mT").__get__: _transposed,  # noqa: B009
     F.multi_head_attention_forward: packed_attention,
+    Tensor.data_ptr: lambda weight: -id(weight),  # a place of its own, which no tensor can have
 }
 
 

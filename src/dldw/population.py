@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
-
 from torch.utils._pytree import tree_map_only
 
 from dldw.moved import DenseMoved, LowRankMoved, Moved, Stacked
@@ -307,7 +306,12 @@ def _attention(
         mask = mask if own else mask.unsqueeze(0)
         mask = mask.reshape(len(mask), *[1] * (q.ndim - mask.ndim), *mask.shape[1:])
         mask = mask.expand(*q.shape[:-3], *mask.shape[-3:]).flatten(0, -4)
-    q, k, v, lead = q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4), q.shape[:-3]  # the fast kernels take [B, heads, L, d]
+    q, k, v, lead = (
+        q.flatten(0, -4),
+        k.flatten(0, -4),
+        v.flatten(0, -4),
+        q.shape[:-3],
+    )  # the fast kernels take [B, heads, L, d]
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
     return rules.joined(out.view(*lead, *out.shape[1:]))
 

@@ -144,7 +144,7 @@ class Noise:
 
 
 class Moving(StandIn):
-    """W + s z, some of its rows, or the transposed of these; a product sees one tile of it at a time, and so does an embedding.
+    """W + s z, some of its rows, or these transposed; a product sees one tile of it at a time, and so does an embedding.
 
     Args:
         noise: z, and W with it.
@@ -189,12 +189,12 @@ class Moving(StandIn):
 
     def moved(self) -> Iterator[tuple[slice, Tensor]]:
         """W + s z before any transposition, tile by tile, and which of its rows they are."""
-        first, end = self.rows
-        for number, rows in enumerate(self.noise.rows):
-            start, stop = max(rows.start, first), min(rows.stop, end)
-            if start < stop:
-                tile = self.noise.tile(number).mul_(self.scale).add_(self.noise.weight[rows])
-                yield slice(start - first, stop - first), tile[start - rows.start : stop - rows.start]
+        (first, end), noise = self.rows, self.noise
+        height = len(noise.weight[noise.rows[0]])
+        for number in range(first // height, -(-end // height)):
+            tile = noise.tile(number).mul_(self.scale).add_(noise.weight[noise.rows[number]])
+            start, stop = max(number * height, first), min((number + 1) * height, end)
+            yield slice(start - first, stop - first), tile[start - number * height : stop - number * height]
 
 
 def _tiled(x: Any, weight: Any) -> bool:

@@ -92,10 +92,13 @@ def assert_same(found, wanted):
 # --- torch.compile -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize(
+    ("problem", "name"),
+    [*(("attending", name) for name in SOURCES), ("language model", "spsa"), ("language model", "low rank")],
+)
 @pytest.mark.filterwarnings("ignore:.*was compiled, and runs uncompiled")
 def test_a_compiled_model_gives_the_same_slopes_and_is_compiled_once(problem, name):
-    make, loss, batch = problem
+    make, loss, batch = PROBLEMS[problem]
     wanted = steps(SOURCES[name](loss), make(), batch)
     torch._dynamo.reset()
     model, source = torch.compile(make(), backend="aot_eager"), SOURCES[name](loss)

@@ -212,11 +212,7 @@ def _einsum(equation: Any, *operands: Any) -> Any:
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
     at = [i for i, operand in enumerate(operands) if isinstance(operand, Perturbed)]
-    if (
-        not isinstance(equation, str)
-        or len(at) != 1
-        or any(isinstance(t, StandIn) for t in operands if t is not operands[at[0]])
-    ):
+    if not isinstance(equation, str) or len(at) != 1 or sum(isinstance(t, StandIn) for t in operands) != 1:
         return NotImplemented
     left, arrow, out = equation.replace(" ", "").partition("->")
     terms, weight = left.split(","), operands[at[0]]

@@ -299,21 +299,18 @@ def _attention(
     if not n:
         return NotImplemented
     q, k, v = (t if own else t.expand(n, *t.shape) for t, own in parts)
-    if q.ndim < 4:
+    if q.ndim < 4 or not q.shape[:-3] == k.shape[:-3] == v.shape[:-3]:
         return NotImplemented
     mask, own = rules.split(attn_mask)
     if mask is not None:
         mask = mask if own else mask.unsqueeze(0)
         mask = mask.reshape(len(mask), *[1] * (q.ndim - mask.ndim), *mask.shape[1:])
-        mask = mask.expand(*q.shape[:-3], *mask.shape[-3:]).flatten(0, -4)
-    q, k, v, lead = (
-        q.flatten(0, -4),
-        k.flatten(0, -4),
-        v.flatten(0, -4),
-        q.shape[:-3],
-    )  # the fast kernels take [B, heads, L, d]
-    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
-    return rules.joined(out.view(*lead, *out.shape[1:]))
+        if any(size > 1 for size in mask.shape[:-3]):
+            mask = mask.expand(*q.shape[:-3], *mask.shape[-3:])
+        mask = mask.flatten(0, -4)
+    flat = (t.flatten(0, -4) for t in (q, k, v))  # the fast kernels take [B, heads, L, d]
+    out = F.scaled_dot_product_attention(*flat, mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
+    return rules.joined(out.view(*q.shape[:-3], *out.shape[1:]))
 
 
 def _packed_attention(rules: _Rules, *args: Any, **kwargs: Any) -> Any:

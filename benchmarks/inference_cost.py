@@ -5,13 +5,20 @@ around it; threads are pinned. Memory is the allocator's peak above the loaded m
 what a thousand steps at learning rate zero leave in the weights.
 
     python benchmarks/inference_cost.py [--model gpt2 vit llama] [--dtype float32 bfloat16] [--threads 2] [--repeats 5]
-        [--only METHOD ...] [--population] [--drift] [--device cpu] [--out benchmarks/results/inference_cost.json]
+        [--only METHOD ...] [--directions] [--wide MODEL:EXAMPLESxLENGTH ...] [--drift] [--device cpu]
+        [--out benchmarks/results/inference_cost.json]
+
+``--directions`` adds what many directions cost: 8 in one pass, and one for each example. ``--wide`` takes other sizes of
+models and batches and prints the ratio over model size and tokens; alone, those from 124 M to 1.3 G weights that fit.
+torchzero is measured where it is installed (``pip install --no-deps torchzero``).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import platform
 import statistics
 import time
@@ -81,6 +88,12 @@ def llama_8b(examples=4, length=512):
     return LlamaForCausalLM(config), language_loss, torch.randint(128256, (examples, length))
 
 
+def tiny(examples=2, length=16):
+    """To see that everything runs."""
+    config = GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    return GPT2LMHeadModel(config), language_loss, torch.randint(100, (examples, length))
+
+
 def vit(examples=8):
     """ViT-base, 86 M weights."""
     return ViTForImageClassification(ViTConfig(num_labels=1000)), image_loss, (
@@ -96,7 +109,17 @@ def llama(examples=8, length=128):
     return LlamaForCausalLM(config), language_loss, torch.randint(32000, (examples, length))
 
 
-MODELS = {f.__name__: f for f in (gpt2, gpt2_medium, gpt2_large, opt_1b, llama_8b, vit, llama)}
+MODELS = {f.__name__: f for f in (gpt2, gpt2_medium, gpt2_large, opt_1b, llama_8b, vit, llama, tiny)}
+WIDE = [
+    "gpt2:8x128",
+    "gpt2:1x64",
+    "gpt2_medium:4x64",
+    "gpt2_medium:1x64",
+    "gpt2_large:2x64",
+    "opt_1b:2x64",
+    "opt_1b:1x64",
+]
+MILLIONS = {"gpt2": 124, "gpt2_medium": 355, "gpt2_large": 774, "opt_1b": 1315, "llama_8b": 8030}
 
 
 def reference_mezo(model: nn.Module, loss: Any, lr: float) -> Callable[[Any], None]:
@@ -125,6 +148,22 @@ def reference_mezo(model: nn.Module, loss: Any, lr: float) -> Callable[[Any], No
     return step
 
 
+def torchzero_mezo(target: str) -> Callable[..., Callable[[Any], None]]:
+    def build(model: nn.Module, loss: Any, lr: float) -> Callable[[Any], None]:
+        import torchzero as tz
+
+        mezo = tz.m.MeZO(h=SIGMA, distribution="normal", target=target)
+        optimizer = tz.Optimizer(model.parameters(), mezo, tz.m.LR(lr))
+
+        def step(batch: Any) -> None:
+            with torch.no_grad():
+                optimizer.step(lambda backward=True: loss(model, batch).mean())
+
+        return step
+
+    return build
+
+
 def fused(make: Callable[..., Any]) -> Callable[..., Callable[[Any], None]]:
     def build(model: nn.Module, loss: Any, lr: float) -> Callable[[Any], None]:
         learner = dldw.ForwardOnly(model, make(loss), lr)
@@ -146,18 +185,24 @@ METHODS: dict[str, Callable[..., Callable[[Any], None]]] = {
     "dldw MeZO, signs": fused(lambda loss: dldw.MeZO(loss, sigma=SIGMA, distribution="rademacher")),
     "dldw MeZO, Gaussian": fused(lambda loss: dldw.MeZO(loss, sigma=SIGMA)),
     "reference MeZO": reference_mezo,
+    "torchzero MeZO": torchzero_mezo("closure"),
+    "torchzero MeZO, target=update": torchzero_mezo("update"),
     "backprop + SGD": backprop(torch.optim.SGD, False),
     "backprop + Adam": backprop(torch.optim.Adam, False),
     "checkpointed backprop + SGD": backprop(torch.optim.SGD, True),
 }
 
 
-class Bench:
-    """One model on one device in one precision."""
+if importlib.util.find_spec("torchzero") is None:
+    METHODS = {name: build for name, build in METHODS.items() if not name.startswith("torchzero")}
 
-    def __init__(self, name: str, dtype: torch.dtype, device: str) -> None:
+
+class Bench:
+    """One model on one device in one precision, with a batch of its own size or the given one."""
+
+    def __init__(self, name: str, dtype: torch.dtype, device: str, *shape: int) -> None:
         torch.manual_seed(0)
-        model, self.loss, batch = MODELS[name]()
+        model, self.loss, batch = MODELS[name](*shape)
         self.model = model.to(device, dtype).eval()
         self.batch = tuple(t.to(device) for t in batch) if isinstance(batch, tuple) else batch.to(device)
         if isinstance(self.batch, tuple):
@@ -220,6 +265,50 @@ def population(bench: Bench, repeats: int, members: int = 8) -> dict[str, float]
     return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
+def per_example(bench: Bench, repeats: int) -> dict[str, float]:
+    """A rank-1 direction for each example, over two plain forwards of the same batch."""
+    source = dldw.PerExamplePerturbation(bench.loss, sigma=SIGMA)
+
+    def step() -> None:
+        source.estimate(bench.model, bench.batch)
+
+    step()
+    bench.forward()
+    ratios = []
+    for _ in range(repeats):
+        before = bench.timed(bench.forward)
+        middle = bench.timed(step)
+        ratios.append(middle / (before + bench.timed(bench.forward)))
+    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def wide(sizes: list[str], dtype: torch.dtype, device: str, methods: list[str], repeats: int) -> list[dict[str, Any]]:
+    """The ratio over model size and tokens, of models that fit into memory."""
+    rows = []
+    for size in sizes:
+        name, shape = size.split(":")
+        examples, length = map(int, shape.split("x"))
+        needed = 1.3 * MILLIONS.get(name, 0) * 1e6 * 4  # made in float32
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > free:
+            print(
+                f"  {name}: left out, {needed / 2**30:.1f} GiB do not fit into the {free / 2**30:.1f} GiB that are free"
+            )
+            continue
+        bench = Bench(name, dtype, device, examples, length)
+        millions = sum(p.numel() for p in bench.model.parameters()) / 1e6
+        for method in methods:
+            row = bench.measure(METHODS[method], repeats)
+            rows.append(
+                {"model": name, "weights_millions": millions, "tokens": examples * length, "method": method, **row}
+            )
+            print(f"  {millions:6.0f} M weights x {examples * length:5d} tokens  {method:30s} {row['ratio']:5.2f}"
+                  f" [{row['low']:.2f}, {row['high']:.2f}]  {row['seconds']:7.2f} s  peak {row['peak_mib']:6.0f} MiB,"
+                  f" a forward's {row['forward_peak_mib']:.0f}")  # fmt: skip
+        del bench
+    return rows
+
+
 def drift(dtype: torch.dtype, steps: int = 1000) -> dict[str, float]:
     """RMS change of the weights in units of sigma after ``steps`` steps at learning rate zero."""
     found = {}
@@ -241,12 +330,13 @@ def drift(dtype: torch.dtype, steps: int = 1000) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="*", default=["gpt2", "vit", "llama"], choices=MODELS)
-    parser.add_argument("--dtype", nargs="*", default=["float32"])
+    parser.add_argument("--dtype", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=METHODS)
-    parser.add_argument("--population", action="store_true")
+    parser.add_argument("--directions", action="store_true")
+    parser.add_argument("--wide", nargs="*", metavar="MODEL:EXAMPLESxLENGTH")
     parser.add_argument("--drift", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -266,10 +356,19 @@ def main() -> None:
                     f"  {row['seconds']:7.2f} s  peak {row['peak_mib']:6.0f} MiB, "
                     f"a forward's {row['forward_peak_mib']:.0f}"
                 )
-            if arguments.population:
+            if arguments.directions:
                 row = rows["population of 8 / plain"] = population(bench, arguments.repeats)
                 print(f"  {'8 directions in one pass':30s} {row['ratio']:5.2f} x a plain forward of as many examples")
+                row = rows["a direction for each example / two forwards"] = per_example(bench, arguments.repeats)
+                print(f"  {'a direction for each example':30s} {row['ratio']:5.2f} x two forwards")
             del bench
+    if arguments.wide is not None:
+        methods = arguments.only or ["dldw low-rank, rank 1", "dldw MeZO, signs", "reference MeZO"]
+        for dtype in arguments.dtype:
+            print(f"a step over two forwards, by model size and tokens, {dtype}")
+            results[f"wide {dtype}"] = wide(
+                arguments.wide or WIDE, getattr(torch, dtype), arguments.device, methods, arguments.repeats
+            )
     if arguments.drift:
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             row = results.setdefault("drift", {})[str(dtype)] = drift(dtype)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -28,12 +29,17 @@ def stand_in(*shape, rank):
     return Perturbed(normal(*shape), normal(shape[0], rank, seed=1), normal(math.prod(shape[1:]), rank, seed=2))
 
 
+def full(t):
+    return t.weight + (t.a @ t.b.mT).view(t.shape) if isinstance(t, Perturbed) else t
+
+
 def assert_same(operation, weight):
-    with torch.no_grad():
-        wanted = operation(weight.materialised())
-        torch.testing.assert_close(operation(weight), wanted, rtol=1e-10, atol=1e-10)
-    with torch.enable_grad():
-        torch.testing.assert_close(operation(weight), wanted, rtol=1e-10, atol=1e-10)
+    """With thin products and with sums made for the moment, with and without autograd."""
+    for cheap in (False, True):
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad), mock.patch.object(perturbed, "_cheap", lambda *_, c=cheap: c):
+                wanted = operation(full(weight))
+                torch.testing.assert_close(operation(weight), wanted, rtol=1e-10, atol=1e-10)
 
 
 def without_fallback(monkeypatch):
@@ -41,6 +47,7 @@ def without_fallback(monkeypatch):
         raise AssertionError("the weight was materialised")
 
     monkeypatch.setattr(Perturbed, "materialised", refuse)
+    monkeypatch.setattr(perturbed, "_cheap", lambda weight, numbers: False)
 
 
 @RANKS
@@ -60,7 +67,8 @@ def test_products(rank):
         lambda w: torch.matmul(batch, w),
         lambda w: torch.addmm(bias, x, w),
         lambda w: torch.addmm(bias, x, w, beta=0.5, alpha=2),
-        lambda w: torch.einsum("bi,ij->bj", x, w),
+        lambda w: x @ w.T.mT,
+        lambda w: x @ w[1:3].t() if w.shape[1] == 6 else x[:, 1:3] @ w[1:3],
         lambda w: w @ normal(4, 3),
         lambda w: x @ (2 * w),
     ):
@@ -94,6 +102,102 @@ def test_convolution(rank, groups, batch):
         x, weight = normal(*batch, 4, *size), stand_in(8, 4 // groups, *[3] * len(size), rank=rank)
         assert_same(lambda w, x=x, f=convolve: f(x, w, bias, stride=2, padding=1, groups=groups), weight)
         assert_same(lambda w, x=x, f=convolve: f(x, w, dilation=2, padding="same", groups=groups), weight)
+
+
+@RANKS
+def test_views(rank):
+    x, y = normal(5, 4), normal(5, 6)
+    for operation in (
+        lambda w: torch.cat([F.linear(x, part) for part in w.chunk(4)], 1),
+        lambda w: torch.cat([F.linear(x, part) for part in torch.chunk(w, 3, dim=0)], 1),
+        lambda w: torch.cat([F.linear(x, part) for part in w.split([1, 5])], 1),
+        lambda w: torch.cat([F.linear(x, part) for part in torch.split(w, 4)], 1),
+        lambda w: torch.cat([F.linear(y, part) for part in w.mT.split(3)], 1),
+        lambda w: F.linear(x, w[2:]),
+        lambda w: F.linear(x, w[4:2]),
+        lambda w: y @ w.transpose(0, 1).transpose(-1, -2),
+        lambda w: y @ w.transpose(0, 0),
+        lambda w: torch.cat(w.split([1, 3], dim=1), 1),
+        lambda w: w[::2] + w[0],
+    ):
+        assert_same(operation, stand_in(6, 4, rank=rank))
+
+
+@RANKS
+@pytest.mark.parametrize(
+    "equation",
+    ["bi,ij->bj", "bj,ij->bi", "bi, ij -> ijb", "bzi,ij->bzj", "...i,ij->...j", "bi,bj,ij->b", "bi,ij", "bji,ij->b"],
+)
+def test_einsum(rank, equation):
+    sizes = {"b": 3, "i": 6, "j": 4, "z": 2, ".": 2}
+    terms = equation.replace(" ", "").replace("...", ".").split("->")[0].split(",")
+    inputs = [normal(*(sizes[letter] for letter in term)) for term in terms[:-1]]
+    assert_same(lambda w: torch.einsum(equation, *inputs, w), stand_in(6, 4, rank=rank))
+
+
+@RANKS
+def test_einsum_on_a_weight_of_three_dimensions(rank):
+    x, y = normal(2, 5, 6), normal(2, 5, 3, 4)
+    assert_same(lambda w: torch.einsum("bsd,dhk->bshk", x, w), stand_in(6, 3, 4, rank=rank))
+    assert_same(lambda w: torch.einsum("bshk,hkd->bsd", y, w), stand_in(3, 4, 6, rank=rank))
+    assert_same(lambda w: torch.einsum("dhk,bsd->bshk", [w, x]), stand_in(6, 3, 4, rank=rank))
+
+
+@RANKS
+def test_einsum_of_two_weights_or_of_a_diagonal(rank):
+    assert_same(lambda w: torch.einsum("ij,kj->ik", w, w), stand_in(6, 4, rank=rank))
+    assert_same(lambda w: torch.einsum("ii->i", w), stand_in(4, 4, rank=rank))
+
+
+@RANKS
+def test_positions_and_class_tokens_are_added_and_expanded(rank):
+    x = normal(2, 5, 4)
+    for weight in (stand_in(1, 5, 4, rank=rank), stand_in(5, 4, rank=rank), stand_in(1, 1, 4, rank=rank)):
+        assert_same(lambda w: x + w, weight)
+        assert_same(lambda w: w + x, weight)
+        assert_same(lambda w: torch.add(x, w, alpha=2), weight)
+        assert_same(lambda w: w + 1.0, weight)
+    assert_same(lambda w: x[:, :3] + w[:3], stand_in(5, 4, rank=rank))
+    assert_same(lambda w: torch.cat([w.expand(2, -1, -1), x], 1), stand_in(1, 1, 4, rank=rank))
+    assert_same(lambda w: w.expand(2, -1, -1), stand_in(5, 4, rank=rank))
+
+
+ATTENTION = {
+    "itself": lambda f, x, y: f(x, x, x),
+    "another": lambda f, x, y: f(x, y, y),
+    "three": lambda f, x, y: f(x, y, y + 1),
+    "masked": lambda f, x, y: f(x, x, x, attn_mask=torch.ones(3, 3).triu(1).bool(), is_causal=True, need_weights=False),
+    "padded": lambda f, x, y: f(x, y, y, key_padding_mask=torch.tensor([[False] * 4 + [True]] * 2)),
+    "each head": lambda f, x, y: f(x, y, y, average_attn_weights=False),
+}
+
+
+@RANKS
+@pytest.mark.parametrize("called", ATTENTION)
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"add_bias_kv": True, "add_zero_attn": True}], ids=str)
+def test_attention_with_a_packed_projection(rank, called, options, monkeypatch):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = nn.MultiheadAttention(8, 2, batch_first=True, **options).double()
+    x, y = normal(2, 3, 8), normal(2, 5, 8)
+    if "mask" in called and "add_bias_kv" in options:
+        layer.bias_k = layer.bias_v = None
+    projections = [(layer, "in_proj_weight"), (layer.out_proj, "weight")]
+    moved = [stand_in(*module._parameters[name].shape, rank=rank) for module, name in projections]
+
+    def run(weights):
+        for (module, name), weight in zip(projections, weights, strict=True):
+            module._parameters[name] = weight
+        return ATTENTION[called](layer, x, y)
+
+    with torch.no_grad():
+        wanted, weights = run([full(w) for w in moved])
+        without_fallback(monkeypatch)
+        found, found_weights = run(moved)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    assert (weights is None) == (found_weights is None)
+    if weights is not None:
+        torch.testing.assert_close(found_weights, weights, rtol=1e-10, atol=1e-10)
 
 
 @RANKS

@@ -178,3 +178,81 @@ def test_products_with_a_transposed_weight(weight, transposed):
         weight(6, 2),
         weight(2),
     )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_convolutions_on_a_shared_input_and_after_another(weight, bias, groups, dimensions):
+    x, kernel = random(3, 4, *[5] * dimensions), [3] * dimensions
+    convolve = getattr(F, f"conv{dimensions}d")
+
+    def stacked_twice(w):
+        first = convolve(x, w[0], w[1] if bias else None, padding=1, groups=groups)
+        return convolve(first.tanh(), w[2], w[3] if bias else None, stride=2, padding="valid", groups=groups)
+
+    shapes = [(6, 4 // groups, *kernel), (6,), (2, 6 // groups, *kernel), (2,)]
+    assert_same(lambda w: stacked_twice(w).flatten(1).square().sum(1), *(weight(*shape) for shape in shapes))
+
+
+def test_a_convolution_of_one_image_without_a_dimension_of_examples(weight):
+    x = random(4, 5, 5)
+    assert_same(lambda w: F.conv2d(F.conv2d(x, w[0]), w[1]).square().sum(), weight(6, 4, 3, 3), weight(2, 6, 3, 3))
+
+
+def test_a_convolution_with_kernels_or_a_bias_that_no_member_changes(weight):
+    x, bias, kernels = random(3, 4, 5, 5), random(2), random(2, 6, 3, 3)
+    assert_same(lambda w: F.conv2d(F.conv2d(x, w[0]), kernels, bias).flatten(1).sum(1), weight(6, 4, 3, 3))
+    assert_same(lambda w: F.conv2d(x, w[0], bias).flatten(1).square().sum(1), weight(2, 4, 3, 3))
+
+
+@pytest.mark.parametrize("called", ["itself", "another", "three"])
+@pytest.mark.parametrize("needs", [True, False])
+def test_attention_with_a_packed_projection(weight, called, needs):
+    layer = torch.nn.MultiheadAttention(8, 2, batch_first=True).double()
+    x, y = random(2, 3, 8), random(2, 5, 8)
+    inputs = {"itself": (x, x, x), "another": (x, y, y), "three": (x, y, y + 1)}[called]
+    own = [p.detach() for p in layer.parameters()]
+
+    def attention(w):
+        layer._parameters["in_proj_weight"], layer._parameters["in_proj_bias"] = w[0], w[1]
+        layer.out_proj._parameters["weight"], layer.out_proj._parameters["bias"] = w[2], w[3]
+        return layer(*inputs, need_weights=needs)[0].square().sum((1, 2))
+
+    assert_same(attention, *(weight(*p.shape) for p in own))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7, 4), (3, 7, 4), (7, 4)], ids=str)
+def test_attention_of_any_number_of_dimensions(weight, shape):
+    k, v, mask = random(*shape), random(*shape) + 1, torch.ones(7, 7, dtype=torch.bool).tril()
+    assert_same(lambda w: F.scaled_dot_product_attention(w[0], k, v, mask), weight(*shape))
+
+
+def test_positions_and_products_without_a_rule_of_their_own(weight):
+    x = random(2, 5, 4)
+    assert_same(lambda w: (x + w[0]).square().sum((1, 2)), weight(1, 5, 4))
+    assert_same(lambda w: torch.einsum("bsd,dh->bsh", x, w[0]).square().sum((1, 2)), weight(4, 3))
+    assert_same(lambda w: torch.einsum("bsd,hd->bsh", x @ w[1], w[0]).square().sum((1, 2)), weight(3, 6), weight(4, 6))
+    assert_same(lambda w: (x @ w[0].T).square().sum((1, 2)), weight(3, 4))
+    assert_same(lambda w: (x @ w[0].T @ w[0][:, 1:3]).square().sum((1, 2)), weight(3, 4))
+
+
+def test_members_of_low_rank_are_not_stacked(monkeypatch):
+    def refuse(self):
+        raise AssertionError("the weights of all members were made")
+
+    weights = [low_rank(*shape) for shape in ((8, 4, 3, 3), (8, 4, 3, 3), (6, 8), (24, 8), (5, 8), (1, 9, 8))]
+    monkeypatch.setattr(LowRankMoved, "stack", refuse)
+    x, bias = random(2, 4, 5, 5), random(24)
+
+    def model(w):
+        y = F.conv2d(x, w[0]).flatten(2).mT  # [2, 9, 8]
+        y = F.conv2d(y.reshape(2, 8, 3, 3), w[1], padding=1, groups=2).flatten(2).mT + w[5]
+        y = torch.einsum("bsd,hd->bsh", y, w[2]) @ w[2]
+        y, _ = F.multi_head_attention_forward(
+            y, y, y, 8, 2, w[3], bias, None, None, False, 0.0, w[3][:8], None, need_weights=False
+        )
+        return F.linear(y, w[4]).square().sum((1, 2))
+
+    with torch.no_grad():
+        assert population_losses(model, weights, MEMBERS).isfinite().all()

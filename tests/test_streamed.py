@@ -116,6 +116,17 @@ def test_operations_on_tiles_give_what_the_sum_gives(distribution):
         lambda w: F.embedding(indices, w),
         lambda w: F.layer_norm(normal(3, 7, 4), (7, 4), w),
         lambda w: x @ w.T,
+        lambda w: torch.mm(x, w.mT),
+        lambda w: torch.addmm(bias, x, w.t()),
+        lambda w: F.linear(y, w.T, out),
+        lambda w: F.linear(y[0], w.transpose(0, 1)),
+        lambda w: w.T.materialised() if isinstance(w, Moving) else w.T,
+        lambda w: torch.cat([F.linear(x, part) for part in w.chunk(3)], 1),
+        lambda w: torch.cat([F.linear(x, part, bias[:2]) for part in w[1:].split(2)], 1),
+        lambda w: y[..., :4] @ w[2:6],
+        lambda w: F.linear(y[..., 1:4], w[1:4].T),
+        lambda w: torch.cat([F.linear(y, part) for part in w.T.split(2)], -1),
+        lambda w: F.embedding(indices.clamp(max=1), w[2:]),
     ):
         wanted = operation(w.materialised())
         with torch.no_grad():
@@ -132,6 +143,8 @@ def test_the_bias_that_is_added_is_not_written(monkeypatch):
         torch.addmm(bias, normal(1, 7), w)
         F.linear(normal(1, 4), w, normal(7))
         F.embedding(torch.tensor([1]), w)
+        normal(1, 4) @ w.T
+        F.linear(normal(1, 4), w[1:3])
     assert torch.equal(bias, normal(4))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dldw.compiled import without_checkpoints
 from dldw.directions import Directions, Drawn
 from dldw.evaluate import Evaluator, Mode
 from dldw.objective import Objective
@@ -179,7 +180,7 @@ class Directional(GradientSource):
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         weights = self._prepare(model)
         generator = self._generator_on(weights.device)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), without_checkpoints(model, weights.checkpointed):
             estimate = self._estimate(Objective(model, self.loss, batch, weights), generator)
             for drawn, coefficients in estimate.parts():
                 drawn.accumulate(weights, coefficients)
@@ -191,9 +192,9 @@ class Directional(GradientSource):
         Raises:
             NonFiniteLossError, DldwError: See ``GradientSource``.
         """
-        weights = self._prepare(model)
+        weights = self._checked(model)
         generator = self._generator_on(weights.device)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), without_checkpoints(model, weights.checkpointed):
             return self._estimate(Objective(model, self.loss, batch, weights), generator)
 
     def redraw(self, weights: Weights, generator: torch.Generator, count: int) -> Iterator[Drawn]:

@@ -165,7 +165,7 @@ class Evaluator:
         mean_at: Callable[[Sequence[Tensor]], float],
         require: Callable[[np.ndarray], None],
     ) -> list[list[float]]:
-        if self.batches(objective, len(candidates) * candidates.width):
+        if self.batches(objective, len(candidates) * candidates.width) and self._worth(objective, candidates):
             try:
                 losses = self._batched(objective, candidates)
             except (RuntimeError, TypeError, ValueError) as error:
@@ -197,6 +197,10 @@ class Evaluator:
             means = value.sum(1, dtype=torch.float64) / value.shape[1] if value.ndim > 1 else value.double()
             out[start:stop] = means.cpu().numpy().reshape(width, stop - start).T
         return out
+
+    def _worth(self, objective: Objective, candidates: Candidates) -> bool:
+        """Whether enough of what is asked for goes through the model at a time."""
+        return self.mode == "batched" or self._rows(objective, candidates) * candidates.width > _FEW
 
     def _rows(self, objective: Objective, candidates: Candidates) -> int:
         """How many rows of members go through the model at a time.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -31,6 +32,18 @@ class Moved(ABC):
     @abstractmethod
     def transposed(self) -> Moved:
         """The same with matrices transposed."""
+
+    @abstractmethod
+    def part(self, start: int, stop: int) -> Moved:
+        """The same of rows ``start`` to ``stop`` of each member's weight."""
+
+    @abstractmethod
+    def member(self, number: int) -> Tensor:
+        """The weight of one member."""
+
+    @abstractmethod
+    def convolved(self, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        """``convolve(kernels)`` [B, m, *positions] with each z_r in the place of the kernels: [rows, B, m, *positions]."""
 
     @abstractmethod
     def along(self, columns: Tensor) -> Tensor:
@@ -74,6 +87,17 @@ class DenseMoved(Moved):
     def transposed(self) -> DenseMoved:
         return DenseMoved(self.weight.mT, self.scales, self.z.mT)
 
+    def part(self, start: int, stop: int) -> DenseMoved:
+        return DenseMoved(self.weight[start:stop], self.scales, self.z[:, start:stop])
+
+    def member(self, number: int) -> Tensor:
+        column, row = divmod(number, self.rows)
+        return torch.add(self.weight, self.z[row], alpha=self.scales[column][row])
+
+    def convolved(self, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        out = convolve(self.z.flatten(0, 1))
+        return out.view(len(out), self.rows, -1, *out.shape[2:]).transpose(0, 1)
+
     def along(self, columns: Tensor) -> Tensor:
         return torch.mm(self.z.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
 
@@ -101,6 +125,24 @@ class LowRankMoved(Moved):
     def transposed(self) -> LowRankMoved:
         return LowRankMoved(self.weight.mT, self.scales, self.b, self.a)
 
+    def part(self, start: int, stop: int) -> LowRankMoved:
+        return LowRankMoved(self.weight[start:stop], self.scales, self.a[:, start:stop], self.b)
+
+    def member(self, number: int) -> Tensor:
+        column, row = divmod(number, self.rows)
+        scale, w = self.scales[column][row], self.weight
+        return torch.addmm(w.reshape(len(w), -1), self.a[row], self.b[row].mT, alpha=scale).view(w.shape)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of each member [n, m, r] and [n, k, r], the scale in A."""
+        return self._scaled(self.a), self._each(self.b)
+
+    def convolved(self, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        thin = convolve(self.b.mT.reshape(-1, *self.weight.shape[1:]))  # [B, rows * rank, *positions]
+        each = thin.view(len(thin), self.rows, self.a.shape[2], -1).transpose(0, 1)
+        out = self.a.unsqueeze(1) @ each  # [rows, B, m, positions]
+        return out.view(*out.shape[:3], *thin.shape[2:])
+
     def along(self, columns: Tensor) -> Tensor:
         thin = torch.mm(self.b.mT.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
         return self.a * thin if thin.shape[1] == 1 else self.a @ thin
@@ -111,7 +153,7 @@ class LowRankMoved(Moved):
     def added(self, out: Tensor, columns: Tensor) -> Tensor:
         """``out`` [n, m, B] plus what the directions make of each member's own ``columns`` [n, k, B], in place."""
         thin = self._each(self.b).mT @ columns
-        return out.baddbmm_(self._scaled(out), thin)
+        return out.baddbmm_(self._scaled(out), thin.to(out.dtype))
 
     def picked_each(self, index: Tensor) -> Tensor:
         """Rows ``index`` [n, ..] of each member's own step: [n, .., k]."""
@@ -126,7 +168,7 @@ class LowRankMoved(Moved):
         if shift is not None:
             thin = torch.cat([thin, thin.new_ones(*thin.shape[:-1], 1)], -1)
             factor = torch.cat([factor, shift.unsqueeze(-1)], -1)
-        out.baddbmm_(thin, factor.mT)
+        out.baddbmm_(thin.to(out.dtype), factor.mT.to(out.dtype))  # autocast casts nothing for what is in place
 
     def _each(self, factor: Tensor) -> Tensor:
         """A factor for each member, column after column."""
@@ -134,7 +176,7 @@ class LowRankMoved(Moved):
 
     def _scaled(self, like: Tensor) -> Tensor:
         scale = torch.tensor(self.scales, dtype=like.dtype, device=like.device).view(len(self.scales), -1, 1, 1)
-        return (scale * self.a).flatten(0, 1)
+        return (scale * self.a).flatten(0, 1).to(like.dtype)
 
 
 Stacked = Tensor | Moved

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from dldw.compiled import as_written
 from dldw.errors import DldwError, NonFiniteLossError
 from dldw.weights import Weights
 
@@ -51,7 +52,8 @@ class Objective:
             if self.weights.buffers:
                 self._put_scratch_buffers()
             self.weights.put(tensors)
-            return self._call()
+            with as_written(self.model, tensors):
+                return self._call()
         finally:
             self.weights.restore()
             if self.weights.buffers:
@@ -139,7 +141,7 @@ class Objective:
         """
         self._random.rewind()
         scratch = bool(self.weights.buffers) and not plain
-        with _forward_mode_kernels(self.model), forward_ad.dual_level():
+        with as_written(self.model, (), always=True), _forward_mode_kernels(self.model), forward_ad.dual_level():
             try:
                 if scratch:
                     self._put_scratch_buffers()

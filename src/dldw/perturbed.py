@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, pairwise
 from operator import methodcaller
+from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+
+from dldw import noise
 
 _log = logging.getLogger("dldw")
 
@@ -28,6 +32,14 @@ class StandIn(Tensor):
     @abstractmethod
     def materialised(self) -> Tensor:
         """The values it stands for."""
+
+    @abstractmethod
+    def part(self, start: int, stop: int) -> Tensor:
+        """Its rows ``start`` to ``stop``."""
+
+    @abstractmethod
+    def transposed(self) -> Tensor:
+        """The same of the transposed matrix."""
 
     @abstractmethod
     def detail(self) -> str:
@@ -44,7 +56,7 @@ class StandIn(Tensor):
         if func in ABOUT:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        rule = cls.rules.get(func)
+        rule = cls.rules.get(func) or _VIEWS.get(func)
         if rule is not None:
             out = rule(*args, **kwargs)
             if out is not NotImplemented:
@@ -87,7 +99,15 @@ class Perturbed(StandIn):
 
     def materialised(self) -> Tensor:
         """The sum, a new tensor of the shape of W."""
+        if self.weight.is_contiguous() and not torch.is_autocast_enabled(self.device.type):
+            return torch.addmm(self.weight.view(len(self.a), len(self.b)), self.a, self.b.mT).view(self.weight.shape)
         return self.weight + (self.a @ self.b.mT).view(self.weight.shape)
+
+    def part(self, start: int, stop: int) -> Perturbed:
+        return Perturbed(self.weight[start:stop], self.a[start:stop], self.b)
+
+    def transposed(self) -> Perturbed:
+        return Perturbed(self.weight.mT, self.b, self.a)
 
     def detail(self) -> str:
         return f"rank={self.a.shape[-1]}"
@@ -96,7 +116,23 @@ class Perturbed(StandIn):
 def _linear(x: Tensor, weight: Any, bias: Any = None) -> Any:
     if not isinstance(weight, Perturbed) or weight.weight.ndim != 2 or isinstance(x, Perturbed):
         return NotImplemented
+    if _cheap(weight.weight, min(SMALL, x.numel() // x.shape[-1] * sum(weight.shape))):
+        return F.linear(x, weight.materialised(), _dense(bias))
     return _plus(F.linear(x, weight.weight, _dense(bias)), x @ weight.b, weight.a)
+
+
+def _cheap(weight: Tensor, numbers: int) -> bool:
+    """Whether the sum is made for the moment, as it takes ``numbers`` at most. In 16 bits it would be rounded to W."""
+    return (
+        weight.numel() <= numbers
+        and weight.element_size() > 2
+        and not torch.is_autocast_enabled(weight.device.type)
+        and torch._C._functorch.maybe_current_level() is None
+    )
+
+
+SMALL = 1 << 16
+"""Numbers in a matrix up to which the sum, made once, takes less than two thin products with more rows than it has."""
 
 
 def _matmul(x: Any, weight: Any) -> Any:
@@ -125,6 +161,8 @@ def _embedding(
 
 
 def _convolution(convolve: Callable[..., Tensor]) -> Callable[..., Any]:
+    """With kernels of a tile at most, the sum is made for the moment: one thin kernel takes as long as sixteen."""
+
     def rule(
         input: Tensor,
         weight: Any,
@@ -137,6 +175,8 @@ def _convolution(convolve: Callable[..., Tensor]) -> Callable[..., Any]:
         if not isinstance(weight, Perturbed):
             return NotImplemented
         w, a, b, rank = weight.weight, weight.a, weight.b, weight.a.shape[-1]
+        if _cheap(w, noise.TILE):
+            return convolve(input, weight.materialised(), _dense(bias), stride, padding, dilation, groups)
         y = convolve(input, w, _dense(bias), stride, padding, dilation, groups)
         thin = b.mT.reshape(rank, *w.shape[1:]).repeat(groups, *[1] * (w.ndim - 1))
         t = convolve(input, thin, None, stride, padding, dilation, groups)  # [.., groups * r, *positions]
@@ -149,17 +189,112 @@ def _convolution(convolve: Callable[..., Tensor]) -> Callable[..., Any]:
     return rule
 
 
+def _add(x: Any, weight: Any, *, alpha: float = 1) -> Any:
+    """x + W + A Bᵀ, as where positions are added to embeddings: a pass over the sum for each rank."""
+    if isinstance(x, Perturbed):
+        x, weight = weight, x
+    if isinstance(x, StandIn) or not isinstance(x, Tensor) or not isinstance(weight, Perturbed) or alpha != 1:
+        return NotImplemented
+    y, rest = x + weight.weight, weight.shape[1:]
+    for a, b in zip(weight.a.to(y.dtype).unbind(-1), weight.b.to(y.dtype).unbind(-1), strict=True):
+        y = torch.addcmul(y, a.view(-1, *[1] * len(rest)), b.view(rest))
+    return y
+
+
+def _expand(weight: Any, *sizes: Any) -> Any:
+    """Of a weight of one row, as a class token is, the sum takes no more than B."""
+    one = isinstance(weight, Perturbed) and len(weight.a) == 1
+    return weight.materialised().expand(*sizes) if one else NotImplemented
+
+
+def _einsum(equation: Any, *operands: Any) -> Any:
+    """One product with W and one with A and B, the one first that sums over more of the input."""
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = tuple(operands[0])
+    at = [i for i, operand in enumerate(operands) if isinstance(operand, Perturbed)]
+    if not isinstance(equation, str) or len(at) != 1 or sum(isinstance(t, StandIn) for t in operands) != 1:
+        return NotImplemented
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    terms, weight = left.split(","), operands[at[0]]
+    own = terms.pop(at[0])
+    rank = next(letter for letter in _LETTERS if letter not in equation)
+    if not arrow or "." in own or len(set(own)) < len(own):
+        return NotImplemented
+    others = [operand for i, operand in enumerate(operands) if i != at[0]]
+    factors = [(own[0] + rank, weight.a), (own[1:] + rank, weight.b.view(*weight.shape[1:], -1))]
+    if own[0] in out:
+        factors.reverse()
+    equation = ",".join([*terms, *(term for term, _ in factors)]) + "->" + out
+    y = torch.einsum(",".join([*terms, own]) + "->" + out, *others, weight.weight)
+    return y + torch.einsum(equation, *others, *(factor for _, factor in factors))
+
+
+_LETTERS = "zyxwvutsrqponmlkjihgfedcba"
+
+
 def _plus(y: Tensor, thin: Tensor, factor: Tensor) -> Tensor:
     """y + thin factorᵀ in the dtype of y, with [.., k] + [.., r] [k, r]; in place where y is a plain tensor of ours."""
     thin, rows = thin.to(y.dtype), factor.mT.to(y.dtype)  # autocast makes products of the lower precision
     if torch._C._functorch.maybe_current_level() is None and not torch.is_grad_enabled():
-        y.view(-1, y.shape[-1]).addmm_(thin.reshape(-1, thin.shape[-1]), rows)
+        thin = thin.reshape(-1, thin.shape[-1])
+        y.view(len(thin), y.shape[-1]).addmm_(thin, rows)
         return y
     return torch.addcmul(y, thin, rows.squeeze(0)) if thin.shape[-1] == 1 else y + thin @ rows
 
 
 def _dense(bias: Any) -> Any:
-    return bias.materialised() if isinstance(bias, Perturbed) else bias
+    return bias.materialised() if isinstance(bias, StandIn) else bias
+
+
+def _chunk(weight: StandIn, chunks: int, dim: int = 0) -> Any:
+    return _split(weight, -(-len(weight) // chunks), dim)
+
+
+def _split(weight: StandIn, sizes: int | Sequence[int], dim: int = 0) -> Any:
+    if dim % weight.ndim:
+        return NotImplemented
+    if isinstance(sizes, int):
+        ends: Iterable[int] = (*range(0, len(weight), sizes), len(weight))
+    else:
+        ends = accumulate(sizes, initial=0)
+    return tuple(weight.part(start, stop) for start, stop in pairwise(ends))
+
+
+def _rows(weight: StandIn, index: Any) -> Any:
+    if not isinstance(index, slice) or index.step not in (None, 1):
+        return NotImplemented
+    start, stop, _ = index.indices(len(weight))
+    return weight.part(start, max(start, stop))
+
+
+def _transposed(weight: StandIn, *dims: int) -> Any:
+    return weight.transposed() if weight.ndim == 2 and (not dims or dims[0] % 2 != dims[1] % 2) else NotImplemented
+
+
+def opened(function: Any) -> Callable[..., Any]:
+    """A function of torch without its own look at what it is given, so that the operations in it meet the stand-ins."""
+    seeing = {**function.__globals__, "has_torch_function": lambda tensors: False}
+    return FunctionType(function.__code__, seeing, function.__name__, function.__defaults__, function.__closure__)
+
+
+packed_attention = opened(F.multi_head_attention_forward)
+"""Attention whose three projections are one weight: a product, and a rule for its rows, is all that it asks of it."""
+
+_VIEWS: dict[Any, Callable[..., Any]] = {
+    torch.chunk: _chunk,
+    Tensor.chunk: _chunk,
+    torch.split: _split,
+    Tensor.split: _split,
+    Tensor.__getitem__: _rows,
+    torch.t: _transposed,
+    Tensor.t: _transposed,
+    torch.transpose: _transposed,
+    Tensor.transpose: _transposed,
+    getattr(Tensor, "T").__get__: _transposed,  # noqa: B009  # the type checker takes it for a tensor
+    getattr(Tensor, "mT").__get__: _transposed,  # noqa: B009
+    F.multi_head_attention_forward: packed_attention,
+    Tensor.data_ptr: lambda weight: -id(weight),  # a place of its own, which no tensor can have
+}
 
 
 Rule = Callable[..., Any]
@@ -186,6 +321,12 @@ Perturbed.rules = {
     F.conv1d: _convolution(F.conv1d),
     F.conv2d: _convolution(F.conv2d),
     F.conv3d: _convolution(F.conv3d),
+    torch.add: _add,
+    Tensor.add: _add,
+    Tensor.__add__: _add,
+    Tensor.__radd__: _add,
+    Tensor.expand: _expand,
+    torch.einsum: _einsum,
 }
 _PROPERTIES = ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout")
 ABOUT = {

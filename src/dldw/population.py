@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from dldw.moved import DenseMoved, LowRankMoved, Moved, Stacked
-from dldw.perturbed import StandIn
+from dldw.perturbed import Perturbed, StandIn, packed_attention
 
 
 def population_losses(
@@ -84,8 +85,34 @@ class Member(StandIn):
             self._stacked = functorch._add_batch_dim(self.moved.stack(), 0, self.level)
         return self._stacked
 
+    def part(self, start: int, stop: int) -> Member:
+        return Member(self.moved.part(start, stop), self.level)
+
+    def transposed(self) -> Member:
+        return Member(self.moved.transposed(), self.level)
+
     def detail(self) -> str:
         return f"members={self.moved.members}"
+
+    def perturbed(self) -> Tensor:
+        """Of low rank, what one member has, with the factors of all as vmap has them."""
+        if not isinstance(self.moved, LowRankMoved) or functorch.maybe_current_level() != self.level:
+            return self
+        a, b = (functorch._add_batch_dim(factor, 0, self.level) for factor in self.moved.factors())
+        return Perturbed(self.moved.weight, a, b)
+
+
+def _with_factors(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """A rule for one perturbed weight, under vmap."""
+
+    def all_members(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tree_map_only(Member, Member.perturbed, (args, kwargs))
+        return rule(*args, **kwargs)
+
+    return all_members
+
+
+Member.rules = {function: _with_factors(rule) for function, rule in Perturbed.rules.items()}
 
 
 class _Rules(TorchFunctionMode):
@@ -168,7 +195,9 @@ def _product(rules: _Rules, input: Any, weight: Any, bias: Any, transposed: bool
         out = torch.bmm(rows, w.mT) if row is None else torch.baddbmm(row.unsqueeze(-2), rows, w.mT)
         return rules.joined(out.view(len(out), *examples, -1))
     out = out.mT
-    return rules.joined(out if len(examples) == 1 else out.reshape(len(out), *examples, -1))
+    if len(examples) != 1:  # sequences and images, of which models take views
+        out = out.contiguous().view(len(out), *examples, -1)
+    return rules.joined(out)
 
 
 _LARGE = 1 << 16
@@ -272,16 +301,62 @@ def _attention(
     if not n:
         return NotImplemented
     q, k, v = (t if own else t.expand(n, *t.shape) for t, own in parts)
+    if q.ndim < 4 or not q.shape[:-3] == k.shape[:-3] == v.shape[:-3]:
+        return NotImplemented
     mask, own = rules.split(attn_mask)
     if mask is not None:
         mask = mask if own else mask.unsqueeze(0)
         mask = mask.reshape(len(mask), *[1] * (q.ndim - mask.ndim), *mask.shape[1:])
-    return rules.joined(
-        F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
-    )
+        if any(size > 1 for size in mask.shape[:-3]):
+            mask = mask.expand(*q.shape[:-3], *mask.shape[-3:])
+        mask = mask.flatten(0, -4)
+    flat = (t.flatten(0, -4) for t in (q, k, v))  # the fast kernels take [B, heads, L, d]
+    out = F.scaled_dot_product_attention(*flat, mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
+    return rules.joined(out.view(*q.shape[:-3], *out.shape[1:]))
+
+
+def _packed_attention(rules: _Rules, *args: Any, **kwargs: Any) -> Any:
+    with rules:
+        return packed_attention(*args, **kwargs)
+
+
+def _convolution(convolve: Callable[..., Tensor]) -> Callable[..., Any]:
+    """On the CPU one member after the other, each with kernels made for the moment: they are small beside what they make, and
+    a convolution in groups takes twice the time. Where all members have the same input, what they share is taken once."""
+
+    def rule(
+        rules: _Rules,
+        input: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Any:
+        x, own = rules.split(input)
+        options = stride, padding, dilation, groups
+        if not isinstance(weight, Member) or isinstance(input, Member) or not x.is_cpu or input.ndim != weight.ndim:
+            return NotImplemented
+        moved, (shift, own_shift) = weight.moved, rules.split(bias)
+        if not own and groups == 1:
+            base = convolve(x, moved.weight, None if own_shift else shift, *options)
+            out = moved.moved(base, moved.convolved(lambda kernels: convolve(x, kernels, None, *options)))
+            if own_shift:
+                out.add_(shift.view(len(shift), 1, -1, *[1] * (out.ndim - 3)))
+            return rules.joined(out)
+        each = (
+            convolve(x[i] if own else x, moved.member(i), shift[i] if own_shift else shift, *options)
+            for i in range(moved.members)
+        )
+        return rules.joined(torch.stack(list(each)))
+
+    return rule
 
 
 _RULES: dict[Any, Callable[..., Any]] = {
+    **{convolve: _convolution(convolve) for convolve in (F.conv1d, F.conv2d, F.conv3d)},
+    F.multi_head_attention_forward: _packed_attention,
     F.linear: _linear,
     torch.addmm: _addmm,
     torch.matmul: _matmul,

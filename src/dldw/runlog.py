@@ -111,8 +111,7 @@ class RunLog:
         self.path, self._writes = path, ranks is None or ranks.rank == 0
         if not self._writes and ranks is not None:
             ranks.wait()  # until rank 0 has repaired or begun it
-        names = {id(p): name for name, p in model.named_parameters()}
-        named = {names[id(p)]: p for p in Weights.of(model).tensors}  # in the order that their noise is counted in
+        named = Weights.of(model).named(model)  # in the order that their noise is counted in
         head = {
             "kind": "forward-only",
             "format": FORMAT,

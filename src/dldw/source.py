@@ -88,7 +88,14 @@ class GradientSource(ABC):
         return self.generator
 
     def _prepare(self, model: nn.Module) -> Weights:
-        """The trainable weights of ``model``, after the checks that every source owes its user."""
+        """The trainable weights of ``model``, after the checks that every source owes its user before it fills ``.grad``."""
+        weights = self._checked(model)
+        if weights.offloaded:
+            weights.require_resident(type(self).__name__)
+        return weights
+
+    def _checked(self, model: nn.Module) -> Weights:
+        """The trainable weights of ``model``, after the checks on what is estimated."""
         weights = Weights.of(model)
         if not weights.tensors:
             weights.require_trainable()

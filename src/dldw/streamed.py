@@ -144,37 +144,57 @@ class Noise:
 
 
 class Moving(StandIn):
-    """W + s z; a product sees one tile of it at a time, and so does an embedding.
+    """W + s z, some of its rows, or these transposed; a product sees one tile of it at a time, and so does an embedding.
 
     Args:
         noise: z, and W with it.
         scale: s.
+        rows: First row, and the one after the last; all by default.
+        turned: Whether it stands for the transposed matrix.
     """
 
     noise: Noise
     scale: float
+    rows: tuple[int, int]
+    turned: bool
 
     @staticmethod
-    def __new__(cls, noise: Noise, scale: float) -> Moving:
-        weight = noise.weight
-        self = torch.Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype, device=weight.device)
-        self.noise, self.scale = noise, scale
+    def __new__(cls, noise: Noise, scale: float, rows: tuple[int, int] | None = None, turned: bool = False) -> Moving:
+        weight, rows = noise.weight, rows or (0, len(noise.weight))
+        shape = torch.Size((rows[1] - rows[0], *weight.shape[1:]))
+        self = torch.Tensor._make_wrapper_subclass(
+            cls, torch.Size(reversed(shape)) if turned else shape, dtype=weight.dtype, device=weight.device
+        )
+        self.noise, self.scale, self.rows, self.turned = noise, scale, rows, turned
         moving: Moving = self
         return moving
 
     def materialised(self) -> Tensor:
-        out = torch.empty_like(self.noise.weight)
+        weight = self.noise.weight[slice(*self.rows)]
+        out = torch.empty_like(weight)
         for rows, tile in self.moved():
             out[rows] = tile
-        return out
+        return out.mT if self.turned else out
+
+    def part(self, start: int, stop: int) -> Tensor:
+        if self.turned:
+            return self.materialised()[start:stop]
+        return Moving(self.noise, self.scale, (self.rows[0] + start, self.rows[0] + stop))
+
+    def transposed(self) -> Moving:
+        return Moving(self.noise, self.scale, self.rows, not self.turned)
 
     def detail(self) -> str:
         return f"tiles={len(self.noise.rows)}"
 
-    def moved(self) -> Iterator[tuple[Rows, Tensor]]:
-        """W + s z, tile by tile."""
-        for tile, rows in enumerate(self.noise.rows):
-            yield rows, self.noise.tile(tile).mul_(self.scale).add_(self.noise.weight[rows])
+    def moved(self) -> Iterator[tuple[slice, Tensor]]:
+        """W + s z before any transposition, tile by tile, and which of its rows they are."""
+        (first, end), noise = self.rows, self.noise
+        height = len(noise.weight[noise.rows[0]])
+        for number in range(first // height, -(-end // height)):
+            tile = noise.tile(number).mul_(self.scale).add_(noise.weight[noise.rows[number]])
+            start, stop = max(number * height, first), min((number + 1) * height, end)
+            yield slice(start - first, stop - first), tile[start - number * height : stop - number * height]
 
 
 def _tiled(x: Any, weight: Any) -> bool:
@@ -194,8 +214,24 @@ def _tiled(x: Any, weight: Any) -> bool:
 def _linear(x: Tensor, weight: Any, bias: Any = None) -> Any:
     if not _tiled(x, weight):
         return NotImplemented
-    out = x.new_empty((*x.shape[:-1], len(weight)))
-    inputs, outputs = x.reshape(-1, x.shape[-1]), out.view(-1, len(weight))
+    return _sum_of_parts(x, weight, bias) if weight.turned else _by_outputs(x, weight, bias)
+
+
+def _matmul(x: Any, weight: Any) -> Any:
+    return _addmm(None, x, weight) if _tiled(x, weight) and x.ndim > 1 else NotImplemented
+
+
+def _addmm(bias: Any, x: Any, weight: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    if not _tiled(x, weight) or beta != 1 or alpha != 1 or not (bias is None or bias.ndim == 1):
+        return NotImplemented
+    return _by_outputs(x, weight, bias) if weight.turned else _sum_of_parts(x, weight, bias)
+
+
+def _by_outputs(x: Tensor, weight: Moving, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b with the rows of W, in tiles."""
+    height = weight.rows[1] - weight.rows[0]
+    out = x.new_empty((*x.shape[:-1], height))
+    inputs, outputs = x.reshape(-1, x.shape[-1]), out.view(-1, height)
     for rows, w in weight.moved():
         if bias is None:
             torch.mm(inputs, w.mT, out=outputs[:, rows])
@@ -204,16 +240,11 @@ def _linear(x: Tensor, weight: Any, bias: Any = None) -> Any:
     return out
 
 
-def _matmul(x: Any, weight: Any) -> Any:
-    return _addmm(None, x, weight) if _tiled(x, weight) and x.ndim > 1 else NotImplemented
-
-
-def _addmm(bias: Any, x: Any, weight: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    """x W, a sum over tiles, as the rows of W are what is summed over."""
-    if not _tiled(x, weight) or beta != 1 or alpha != 1:
-        return NotImplemented
-    inputs, out = x.reshape(-1, x.shape[-1]), x.new_empty((*x.shape[:-1], weight.shape[1]))
-    outputs = out.view(-1, weight.shape[1])
+def _sum_of_parts(x: Tensor, weight: Moving, bias: Tensor | None) -> Tensor:
+    """x W + b, a sum over tiles, as the rows of W are what is summed over."""
+    inputs, width = x.reshape(-1, x.shape[-1]), weight.noise.weight.shape[1]
+    out = x.new_empty((*x.shape[:-1], width))
+    outputs = out.view(-1, width)
     first = torch.mm if bias is None else partial(torch.addmm, bias)
     for rows, w in weight.moved():
         part = inputs[:, rows]
@@ -232,7 +263,8 @@ def _embedding(
     *rest: Any,
     **named: Any,
 ) -> Any:
-    if max_norm is not None or not isinstance(weight, Moving) or len(weight.noise.rows) == 1 or torch.is_grad_enabled():
+    whole = isinstance(weight, Moving) and weight.rows == (0, len(weight.noise.weight)) and not weight.turned
+    if max_norm is not None or not whole or len(weight.noise.rows) == 1 or torch.is_grad_enabled():
         return NotImplemented
     noise = weight.noise
     height = len(noise.weight[noise.rows[0]])

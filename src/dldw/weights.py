@@ -21,7 +21,8 @@ class Weights:
     """The distinct trainable parameters of a model, each with every place where ``forward`` finds it.
 
     A tied parameter is one tensor with several slots; a frozen one is left out. Other tensors are put into the slots with
-    ``put``; the parameters themselves are never written.
+    ``put``; the parameters themselves are never written. Where accelerate offloads a weight, it is what the hook of its
+    module loads it from for every ``forward`` that counts: that is the tensor, and its place there the slot.
 
     Use ``Weights.of``, which walks a model once and again only after its structure has changed.
 
@@ -44,11 +45,15 @@ class Weights:
         self.tensors: list[nn.Parameter] = []
         self.slots: list[list[Slot]] = []
         self.buffers: list[Slot] = []
+        self.offloaded: dict[int, str] = {}
+        """Names of those that their modules hold only while they run, by ``id``."""
         self._frozen: list[nn.Parameter] = []
         self._put: list[int] = []
         self._members: list[tuple[dict[str, Any], str, Any]] = []
         self._recurrent: list[nn.RNNBase] = []
-        index: dict[int, int] = {}
+        self.checkpointed: list[nn.Module] = []
+        """Modules that can be told to run again in their backward pass."""
+        index: dict[Any, int] = {}
         stack, seen = [model], {id(model)}
         dicts: list[dict[str, Any]] = []
         while stack:
@@ -59,7 +64,12 @@ class Weights:
                     stack.append(child)
             self._collect(module, index)
             dicts += [module._modules, module._parameters, module._buffers]
-        self._members = [(d, key, value) for d in dicts[::3] + dicts[1::3] for key, value in d.items()]
+        self._members += [
+            (d, key, value)
+            for d in dicts[::3] + dicts[1::3]
+            for key, value in d.items()
+            if value is None or isinstance(value, nn.Module) or not value.is_meta
+        ]
         self.buffers = [(d, key) for d in dicts[2::3] for key, value in d.items() if value is not None]
         self._dicts, self._lengths = dicts, [len(d) for d in dicts]
         self.size = sum(p.numel() for p in self.tensors)
@@ -86,20 +96,65 @@ class Weights:
                 return False
         return not any(p.requires_grad for p in self._frozen)
 
-    def _collect(self, module: nn.Module, index: dict[int, int]) -> None:
+    def _collect(self, module: nn.Module, index: dict[Any, int]) -> None:
+        hook = module.__dict__.get("_hf_hook")
+        if hook is not None:
+            self._members.append((module.__dict__, "_hf_hook", hook))
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
             if not parameter.requires_grad:
-                self._frozen.append(parameter)
+                if not parameter.is_meta:
+                    self._frozen.append(parameter)
                 continue
-            at = index.setdefault(id(parameter), len(self.tensors))
+            key: Any = id(parameter)
+            slot: Slot = (module._parameters, name)
+            if parameter.is_meta:
+                slot = self._offloaded(hook, name)
+                parameter = slot[0][slot[1]]
+                key = parameter.data_ptr(), parameter.shape
+            at = index.setdefault(key, len(self.tensors))
             if at == len(self.tensors):
-                self.tensors.append(parameter)
+                self.tensors.append(parameter if isinstance(parameter, nn.Parameter) else nn.Parameter(parameter))
                 self.slots.append([])
-            self.slots[at].append((module._parameters, name))
+            if slot[0] is not module._parameters:
+                slot[0][slot[1]] = self.tensors[at]
+                self.offloaded.setdefault(id(self.tensors[at]), slot[1])
+                self._members.append((*slot, self.tensors[at]))
+            self.slots[at].append(slot)
+        if hasattr(module, "gradient_checkpointing"):
+            self.checkpointed.append(module)
         if isinstance(module, nn.RNNBase):
             self._recurrent.append(module)
+
+    def _offloaded(self, hook: Any, name: str) -> Slot:
+        """Where the hook of a module has a weight that is not on any device."""
+        hooks = getattr(hook, "hooks", (hook,))
+        store: Any = next((h.weights_map for h in hooks if getattr(h, "offload", False)), None)
+        while hasattr(store, "prefix"):
+            store, name = store.dataset, store.prefix + name
+        store = getattr(store, "state_dict", store)
+        if not isinstance(store, dict) or name not in store:
+            raise DldwError(
+                f"the trainable weight {name} of {self.kind} is on the meta device, and not in memory anywhere: it has no "
+                "values, or they are on a disk that is only read from. Keep what is trained in memory "
+                "(accelerate.cpu_offload, or a device_map without 'disk' for it), or freeze it and train an adapter."
+            )
+        return store, name
+
+    def named(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The tensors by their names in ``model``."""
+        names = {**{id(p): name for name, p in model.named_parameters()}, **self.offloaded}
+        return {names[id(p)]: p for p in self.tensors}
+
+    def require_resident(self, method: str) -> None:
+        """Raises ``DldwError`` where an optimizer would not find the weights."""
+        if self.offloaded:
+            raise DldwError(
+                f"{method} fills .grad, and {self.kind} has {len(self.offloaded)} trainable weights that accelerate "
+                "offloads: what an optimizer holds in their place has no values. Train with dldw.ForwardOnly, which updates "
+                "them where they are kept, or keep what is trained on the device and freeze the rest."
+            )
 
     @property
     def device(self) -> torch.device:

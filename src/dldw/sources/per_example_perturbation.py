@@ -84,6 +84,6 @@ class PerExamplePerturbation(Directional):
         super().__init__(loss, LowRank(1), EachExample(sigma, baseline), evaluate=evaluator, generator=generator)
         self.sigma, self.baseline = sigma, baseline
 
-    def _prepare(self, model: nn.Module) -> Weights:
+    def _checked(self, model: nn.Module) -> Weights:
         require_independent_examples(model, "PerExamplePerturbation", "")
-        return super()._prepare(model)
+        return super()._checked(model)

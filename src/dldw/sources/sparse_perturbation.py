@@ -93,8 +93,8 @@ class SparsePerturbation(Directional):
         super().load_state_dict(state)
         self._masked.thresholds, self._masked.seen = dict(state["thresholds"]), None
 
-    def _prepare(self, model: nn.Module) -> Weights:
-        weights = super()._prepare(model)
+    def _checked(self, model: nn.Module) -> Weights:
+        weights = super()._checked(model)
         if isinstance(self.select, Mapping):
             known = dict(model.named_parameters(remove_duplicate=False))
             masks: dict[int, Tensor] = {}

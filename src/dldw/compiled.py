@@ -1,0 +1,83 @@
+"""Models that ``torch.compile`` made, and checkpoints: what is switched off in them while they are probed."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+from dldw.perturbed import StandIn
+
+
+def as_written(model: nn.Module, tensors: Sequence[Tensor], *, always: bool = False) -> AbstractContextManager[None]:
+    """Inside, compiled code runs as it was written, if something meets its operations one by one: a stand-in for a weight
+    among ``tensors``, or a torch function mode. A warning says so once for each compiled model.
+
+    Compiled code would meet these while it is traced and never again. Weights that are plain tensors run compiled.
+
+    Args:
+        model: What runs.
+        tensors: What its ``forward`` reads in place of its weights.
+        always: Whatever ``tensors`` are: forward mode has no rules for the kernels that compilers make.
+    """
+    if "torch._dynamo" not in sys.modules or not (always or _met(tensors)):
+        return nullcontext()
+    if model not in _warned and any(map(_is_compiled, model.modules())):
+        _warned.add(model)
+        warnings.warn(
+            f"{type(model).__name__} was compiled, and runs uncompiled while its weights are perturbed where they are used, "
+            "many at once, or by forward mode: the losses are the same, the time is that of the model as it was written. "
+            "One direction at a time in full (dldw.SPSA, evaluate='sequential') runs compiled.",
+            stacklevel=2,
+        )
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _met(tensors: Sequence[Tensor]) -> bool:
+    if any(isinstance(t, StandIn) for t in tensors):
+        return True
+    return any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return module._compiled_call_impl is not None or isinstance(module, torch._dynamo.OptimizedModule)
+
+
+_warned: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def without_checkpoints(model: nn.Module, checkpointed: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, modules that would run again in their backward pass run once, as no backward pass comes. A warning says so once
+    for each model. ``torch.utils.checkpoint`` runs its function as it is where autograd does not watch.
+
+    Args:
+        model: What runs.
+        checkpointed: Its modules with an attribute ``gradient_checkpointing``, as those of Hugging Face have it.
+    """
+    modules = [module for module in checkpointed if module.gradient_checkpointing]
+    if modules and model not in _unchecked:
+        _unchecked.add(model)
+        warnings.warn(
+            f"{type(model).__name__} has gradient checkpointing enabled, and it is off while forward passes alone are taken: "
+            "there is no backward pass that it could spare memory in. Disable it in the model, if no other step needs it.",
+            stacklevel=2,
+        )
+    for module in modules:
+        vars(module)["gradient_checkpointing"] = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            vars(module)["gradient_checkpointing"] = True
+
+
+_unchecked: WeakSet[nn.Module] = WeakSet()

@@ -139,7 +139,7 @@ class Objective:
         """
         self._random.rewind()
         scratch = bool(self.weights.buffers) and not plain
-        with _forward_mode_kernels(self.model), forward_ad.dual_level():
+        with plain_kernels(self.model), forward_ad.dual_level():
             try:
                 if scratch:
                     self._put_scratch_buffers()
@@ -268,8 +268,8 @@ _INDEPENDENT = (
 
 
 @contextmanager
-def _forward_mode_kernels(model: nn.Module) -> Iterator[None]:
-    """Inside, attention and recurrent layers run on kernels with a forward-mode rule; the fused ones have none."""
+def plain_kernels(model: nn.Module) -> Iterator[None]:
+    """Inside, attention and recurrent layers run as the operations they consist of; fused kernels have no rules."""
     backends = torch.backends
     fused = backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:

@@ -1,0 +1,219 @@
+"""f(a + d) - f(a) of what acts on every number alone, without a difference of two nearly equal numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dldw.differences.changes import Column
+from dldw.differences.tensor import Difference, Run, base, rule
+
+Moves = Callable[..., Tensor]
+"""``moves(a, d, *arguments)`` is f(a + d) - f(a); d has the members in a leading dimension, a may lack it."""
+
+
+def elementwise(*names: str) -> Callable[[Moves], Moves]:
+    """Makes a function the rule of these operations."""
+
+    def register(moves: Moves) -> Moves:
+        @rule(*names)
+        def of_all(run: Run, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(x, Difference) or any(isinstance(a, Difference) for a in (*args, *kwargs.values())):
+                return NotImplemented
+            if isinstance(x.change, Column):
+                values = moves(x.change.of(x.base), x.change.values, *args, **kwargs)
+                change = values if values is NotImplemented else Column(x.change.dim, x.change.index, values)
+            else:
+                change = moves(x.base, x.dense, *args, **kwargs)
+            if change is NotImplemented:
+                return NotImplemented
+            return Difference(func(x.base, *base(args), **kwargs), change, run, apart=x.apart)
+
+        return moves
+
+    return register
+
+
+@elementwise("tanh")
+def tanh(a: Tensor, d: Tensor) -> Tensor:
+    step, t, falls = torch.tanh(d), torch.tanh(a), torch.cosh(a).pow(-2)
+    return step.mul(falls).div_(step.mul(t).add_(1))
+
+
+@elementwise("sigmoid")
+def sigmoid(a: Tensor, d: Tensor) -> Tensor:
+    grown, s = torch.expm1(d), torch.sigmoid(a)
+    return grown.mul(s * torch.sigmoid(-a)).div_(grown.mul(s).add_(1))
+
+
+@elementwise("exp")
+def exp(a: Tensor, d: Tensor) -> Tensor:
+    return torch.expm1(d).mul_(a.exp())
+
+
+@elementwise("expm1")
+def expm1(a: Tensor, d: Tensor) -> Tensor:
+    return exp(a, d)
+
+
+@elementwise("log")
+def log(a: Tensor, d: Tensor) -> Tensor:
+    return torch.log1p(d / a)
+
+
+@elementwise("log1p")
+def log1p(a: Tensor, d: Tensor) -> Tensor:
+    return torch.log1p(d / (1 + a))
+
+
+@elementwise("sqrt")
+def sqrt(a: Tensor, d: Tensor) -> Tensor:
+    return d / ((a + d).sqrt() + a.sqrt())
+
+
+@elementwise("rsqrt")
+def rsqrt(a: Tensor, d: Tensor) -> Tensor:
+    moved = a + d
+    return -d / (moved * a.sqrt() + a * moved.sqrt())
+
+
+@elementwise("reciprocal")
+def reciprocal(a: Tensor, d: Tensor) -> Tensor:
+    return -d / (a * (a + d))
+
+
+@elementwise("sin")
+def sin(a: Tensor, d: Tensor) -> Tensor:
+    return 2 * torch.sin(d / 2) * torch.cos(a + d / 2)
+
+
+@elementwise("cos")
+def cos(a: Tensor, d: Tensor) -> Tensor:
+    return -2 * torch.sin(d / 2) * torch.sin(a + d / 2)
+
+
+@elementwise("neg")
+def neg(a: Tensor, d: Tensor) -> Tensor:
+    return -d
+
+
+@elementwise("pow")
+def power(a: Tensor, d: Tensor, exponent: float) -> Tensor:
+    if exponent == 2:
+        return d * (2 * a + d)
+    if exponent == 3:
+        return d * (3 * a * (a + d) + d * d)
+    known = {1: lambda a, d: d, 0.5: sqrt, -0.5: rsqrt, -1: reciprocal}
+    return known[exponent](a, d) if exponent in known else NotImplemented
+
+
+# --- straight pieces ------------------------------------------------------------------------------------------------
+
+
+@elementwise("clamp")
+def clamp(a: Tensor, d: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        return NotImplemented
+    low, high = min, max
+    held = torch.clamp(a, low, high)
+    out = d + (a - held)
+    if low is not None:
+        out = torch.maximum(out, low - held)
+    return out if high is None else torch.minimum(out, high - held)
+
+
+@elementwise("relu")
+def relu(a: Tensor, d: Tensor) -> Tensor:
+    held = a.clamp(min=0)
+    return torch.maximum(d + (a - held), -held)
+
+
+@elementwise("clamp_min")
+def clamp_min(a: Tensor, d: Tensor, low: float) -> Tensor:
+    return clamp(a, d, low)
+
+
+@elementwise("hardtanh")
+def hardtanh(a: Tensor, d: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
+    return clamp(a, d, low, high)
+
+
+@elementwise("leaky_relu")
+def leaky_relu(a: Tensor, d: Tensor, slope: float = 0.01) -> Tensor:
+    above = relu(a, d)
+    return above + slope * (d - above)
+
+
+@elementwise("abs")
+def absolute(a: Tensor, d: Tensor) -> Tensor:
+    return 2 * relu(a, d) - d
+
+
+@elementwise("elu")
+def elu(a: Tensor, d: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+    if input_scale != 1:
+        return NotImplemented
+    above = relu(a, d)
+    return scale * (above + alpha * (torch.expm1(d - above) * a.clamp(max=0).exp()))
+
+
+# --- smooth steps ----------------------------------------------------------------------------------------------------
+
+
+@elementwise("softplus")
+def softplus(a: Tensor, d: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    bent = torch.log1p(torch.sigmoid(beta * a) * torch.expm1(beta * d)) / beta
+    return torch.where(beta * a > threshold, d, bent)  # where torch has it straight
+
+
+@rule("log_sigmoid_forward")
+def log_sigmoid(run: Run, func: Any, x: Difference) -> Any:
+    out, buffer = func(x.base)
+    return Difference(out, -softplus(-x.base, -x.dense), run, apart=x.apart), buffer
+
+
+@elementwise("silu")
+def silu(a: Tensor, d: Tensor) -> Tensor:
+    step = sigmoid(a, d)
+    return d * (torch.sigmoid(a) + step) + a * step
+
+
+def normal_cdf(a: Tensor, d: Tensor) -> Tensor:
+    """Φ(a + d) - Φ(a) by Taylor's series, whose terms are Hermite polynomials times the density, where d is short."""
+    longest = float(d.abs().max()) if d.numel() else 0.0
+    if not longest < _SHORT:
+        return (torch.special.ndtr(a + d)) - torch.special.ndtr(a)
+    eps, terms = torch.finfo(d.dtype).eps, 1
+    while (4 * longest) ** terms > eps * math.factorial(terms + 1):
+        terms += 1
+    hermite = [torch.ones_like(a), a]
+    for k in range(1, terms):
+        hermite.append(a * hermite[k] - k * hermite[k - 1])
+    out: Tensor | float = 0.0
+    for k in reversed(range(terms + 1)):
+        out = out * d + hermite[k] * ((-1) ** k / math.factorial(k + 1))
+    return out * d * (torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi))
+
+
+_SHORT = 0.05
+"""Steps up to which the series is used: its terms are few there, and beyond little cancels."""
+
+
+@elementwise("erf")
+def erf(a: Tensor, d: Tensor) -> Tensor:
+    return 2 * normal_cdf(a * math.sqrt(2), d * math.sqrt(2))
+
+
+@elementwise("gelu")
+def gelu(a: Tensor, d: Tensor, approximate: str = "none") -> Tensor:
+    if approximate == "none":
+        step = normal_cdf(a, d)
+        return d * (torch.special.ndtr(a) + step) + a * step
+    c, cubic = math.sqrt(2 / math.pi), 0.044715
+    inner = c * (a + cubic * a**3)
+    step = tanh(inner, c * d * (1 + cubic * (3 * a * (a + d) + d * d)))
+    return 0.5 * (d * (1 + torch.tanh(inner) + step) + a * step)

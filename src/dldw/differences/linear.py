@@ -1,0 +1,245 @@
+"""What is linear in a tensor, or in each of two: the change goes through the operation itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dldw.differences.changes import Change, Column, Entry, Unit
+from dldw.differences.tensor import Difference, Each, NoDifference, Run, base, rule
+
+Operand = Any
+"""A tensor with changes, one without, or a number."""
+
+
+def spread(change: Tensor, ndim: int) -> Tensor:
+    """A change [n, *shape] that lines up with a tensor of ``ndim`` dimensions."""
+    return change.view(len(change), *[1] * (ndim + 1 - change.ndim), *change.shape[1:])
+
+
+def keeps_apart(shape: torch.Size, *given: Operand) -> bool:
+    """Whether rows that are apart in what was given are so in a result of this shape that is made row by row."""
+    moving = [t for t in given if isinstance(t, Difference)]
+    return all(t.apart and t.ndim == len(shape) and t.shape[:1] == shape[:1] for t in moving) and len(shape) > 0
+
+
+def added(changes: list[Change | None], shape: torch.Size) -> Change:
+    """The sum of some changes of a tensor of this shape."""
+    some = [c for c in changes if c is not None]
+    first = some[0]
+    if len(some) == 1:
+        return first
+    if isinstance(first, Column) and all(
+        isinstance(c, Column) and c.dim == first.dim and c.index is first.index for c in some
+    ):
+        return Column(first.dim, first.index, sum(c.values for c in some if isinstance(c, Column)))
+    out = None
+    for c in some:
+        dense = c.dense(shape) if isinstance(c, Column) else c
+        out = dense if out is None else out + dense
+    return out
+
+
+def _one_sided(run: Run, value: Tensor, change: Change, x: Difference, apart: bool, factor: Any = None) -> Difference:
+    each = x.each
+    if each is not None and (value.ndim or isinstance(factor, Tensor) and factor.ndim):
+        each = None
+    if each is not None and factor is not None:
+        each = each * factor
+    return Difference(value, change, run, apart=apart, each=each)
+
+
+@rule("add", "sub", "rsub")
+def add(run: Run, func: Any, a: Operand, b: Operand, alpha: float = 1) -> Any:
+    value = func(base(a), base(b), alpha=alpha)
+    signs = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[func._schema.name.removeprefix("aten::")]
+    parts: list[Change | None] = []
+    for t, sign in zip((a, b), signs, strict=True):
+        if not isinstance(t, Difference):
+            parts.append(None)
+        elif isinstance(t.change, Column) and t.shape == value.shape:
+            parts.append(t.change if sign == 1 else Column(t.change.dim, t.change.index, sign * t.change.values))
+        elif isinstance(t.change, Entry) and t.ndim == 1 and value.shape[-1] == t.shape[0]:  # a bias
+            run.used_whole = True
+            step = sign * t.change.step.view(-1, *[1] * (value.ndim - 1))
+            parts.append(Column(value.ndim - 1, t.change.offset, step.expand(-1, *value.shape[:-1])))
+        else:
+            dense = spread(t.dense, value.ndim)
+            dense = dense if sign == 1 else sign * dense
+            parts.append(dense if t.shape == value.shape else dense.expand(run.members, *value.shape))
+    apart = keeps_apart(value.shape, a, b)
+    if isinstance(a, Difference) and isinstance(b, Difference):
+        return Difference(value, added(parts, value.shape), run, apart=apart)
+    (x, sign), (change,) = ((a, signs[0]) if isinstance(a, Difference) else (b, signs[1])), filter(_is_change, parts)
+    return _one_sided(run, value, change, x, apart, sign)
+
+
+def _is_change(part: Change | None) -> bool:
+    return part is not None
+
+
+@rule("mul")
+def mul(run: Run, func: Any, a: Operand, b: Operand) -> Any:
+    value, apart = func(base(a), base(b)), None
+    apart = keeps_apart(value.shape, a, b)
+    if isinstance(a, Difference) and isinstance(b, Difference):
+        da, db = (spread(t.dense, value.ndim) for t in (a, b))
+        return Difference(value, da * (b.base + db) + a.base * db, run, apart=apart)
+    x, factor = (a, b) if isinstance(a, Difference) else (b, a)
+    return _one_sided(run, value, _scaled(x, factor, value.shape), x, apart, factor)
+
+
+@rule("div")
+def div(run: Run, func: Any, a: Operand, b: Operand, rounding_mode: str | None = None) -> Any:
+    if rounding_mode is not None:
+        return NotImplemented
+    value = func(base(a), base(b))
+    apart = keeps_apart(value.shape, a, b)
+    if not isinstance(b, Difference):
+        factor = 1 / b
+        return _one_sided(run, value, _scaled(a, factor, value.shape), a, apart, factor)
+    db = spread(b.dense, value.ndim)
+    da = spread(a.dense, value.ndim) if isinstance(a, Difference) else 0.0
+    return Difference(value, (da - value * db) / (b.base + db), run, apart=apart)
+
+
+def _scaled(x: Difference, factor: Any, shape: torch.Size) -> Change:
+    if isinstance(x.change, Column) and x.shape == shape:
+        if isinstance(factor, Tensor) and factor.ndim:
+            factor = x.change.of(factor.expand(shape))
+        return Column(x.change.dim, x.change.index, x.change.values * factor)
+    return spread(x.dense, len(shape)) * factor
+
+
+# --- shapes and sums ----------------------------------------------------------------------------------------------------
+
+
+@rule("view", "_unsafe_view", "reshape")
+def view(run: Run, func: Any, x: Difference, size: Any) -> Any:
+    value, change = func(x.base, size), x.change
+    apart = x.apart and value.ndim > 0 and x.ndim > 0 and value.shape[0] == x.shape[0]
+    if isinstance(change, Entry) and value.shape[-len(change.shape) :] == change.shape:
+        return Difference(value, change, run)
+    if isinstance(change, Column) and change.dim == x.ndim - 1 and value.shape[-1:] == x.shape[-1:]:
+        values = change.values.reshape(run.members, *value.shape[:-1])
+        return Difference(value, Column(value.ndim - 1, change.index, values), run, apart=apart)
+    return Difference(value, x.dense.reshape(run.members, *value.shape), run, apart=apart)
+
+
+@rule("t", "transpose", "permute")
+def permute(run: Run, func: Any, x: Difference, *dims: Any) -> Any:
+    value = func(x.base, *dims)
+    if isinstance(x.change, Entry | Unit) and x.ndim == 2 and value.shape == x.shape[::-1]:
+        return Difference(value, x.change.transposed() if isinstance(x.change, Entry) else x.change, run)
+    order = list(range(x.ndim))
+    if func.overloadpacket is torch.ops.aten.permute:
+        order = [d % x.ndim for d in dims[0]]
+    elif x.ndim > 1:
+        i, j = dims or (0, 1)
+        order[i], order[j] = order[j], order[i]
+    change = x.dense.permute(0, *[d + 1 for d in order])
+    return Difference(value, change, run, apart=x.apart and order[:1] == [0])
+
+
+@rule("expand")
+def expand(run: Run, func: Any, x: Difference, size: Any, **kwargs: Any) -> Any:
+    value = func(x.base, size, **kwargs)
+    if isinstance(x.change, Entry) and value.shape[-len(x.change.shape) :] == x.change.shape:
+        return Difference(value, x.change, run)
+    return Difference(value, spread(x.dense, value.ndim).expand(run.members, *value.shape), run)
+
+
+@rule("sum", "mean")
+def total(run: Run, func: Any, x: Difference, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+    arguments = () if dim is None else (dim, keepdim)
+    value = func(x.base, *arguments, **kwargs)
+    dims = sorted(d % x.ndim for d in (dim or range(x.ndim))) if x.ndim else []
+    share = value.new_tensor(1.0 if func.overloadpacket is torch.ops.aten.sum else 1 / max(1, x.numel() // value.numel()))
+    if x.apart and value.ndim == 0:
+        each = x.dense.flatten(2).sum(2) if x.ndim > 1 else x.dense
+        each = each * share
+        return Difference(value, each.sum(1), run, each=each)
+    if isinstance(x.change, Column) and dims == [x.change.dim]:
+        change = x.change.values.unsqueeze(x.change.dim + 1) if keepdim else x.change.values
+    else:
+        change = x.dense.sum([d + 1 for d in dims], keepdim) if dims else x.dense
+    return Difference(value, change * share, run, apart=x.apart and 0 not in dims)
+
+
+@rule("cat", "stack")
+def cat(run: Run, func: Any, tensors: Any, dim: int = 0) -> Any:
+    value = func(base(tensors), dim)
+    parts = [
+        t.dense if isinstance(t, Difference) else torch.zeros_like(t).expand(run.members, *t.shape) for t in tensors
+    ]
+    return Difference(value, func(parts, dim + 1 if dim >= 0 else dim), run)
+
+
+@rule("where")
+def where(run: Run, func: Any, condition: Any, a: Operand, b: Operand) -> Any:
+    if isinstance(condition, Difference):
+        return NotImplemented
+    value = func(condition, *base((a, b)))
+    change = torch.where(
+        condition, *(spread(t.dense, value.ndim) if isinstance(t, Difference) else value.new_zeros(()) for t in (a, b))
+    )
+    return Difference(value, change.expand(run.members, *value.shape), run, apart=keeps_apart(value.shape, a, b))
+
+
+@rule("masked_fill")
+def masked_fill(run: Run, func: Any, x: Difference, mask: Any, value: Any) -> Any:
+    if isinstance(mask, Difference) or isinstance(value, Difference):
+        return NotImplemented
+    out = func(x.base, mask, value)
+    change = spread(x.dense, out.ndim).masked_fill(mask, 0)
+    return Difference(out, change.expand(run.members, *out.shape), run, apart=keeps_apart(out.shape, x))
+
+
+@rule("native_dropout")
+def dropout(run: Run, func: Any, x: Difference, p: float, train: bool | None) -> Any:
+    value, mask = func(x.base, p, train)
+    scale = 1 / (1 - p) if train and p < 1 else 1.0
+    return Difference(value, x.dense * (mask * scale), run, apart=x.apart), mask
+
+
+@rule("_to_copy")
+def copied(run: Run, func: Any, x: Difference, **kwargs: Any) -> Any:
+    value = func(x.base, **kwargs)
+    if not value.is_floating_point():
+        return NotImplemented
+    if torch.finfo(value.dtype).bits < 32:
+        raise NoDifference(f"{value.dtype} is too coarse for changes")
+    return Difference(value, x.dense.to(value), run, apart=x.apart)
+
+
+_BY_ROW = "avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool2d clone alias detach"
+_BY_SHAPE = (
+    "unsqueeze squeeze select slice split split_with_sizes unsafe_split unsafe_split_with_sizes unbind index_select gather "
+    "index flip roll constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d cumsum tril triu "
+    "im2col unfold diagonal repeat upsample_nearest2d upsample_bilinear2d"
+)
+
+
+@rule(*_BY_ROW.split(), *_BY_SHAPE.split())
+def linear(run: Run, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Any other linear function of one tensor."""
+    name = func._schema.name.removeprefix("aten::")
+    if not isinstance(x, Difference) or any(isinstance(a, Difference) for a in args):
+        return NotImplemented
+    if name in ("alias", "detach"):
+        return Difference(func(x.base), x.change, run, apart=x.apart, each=x.each)
+    here = func(x.base, *args, **kwargs)
+    rest = (args[0],) if name == "constant_pad_nd" else args  # a change is padded with zeros
+    there = run.mapped(func, (Each(x.dense), *rest), kwargs)
+    apart = x.apart and name in _BY_ROW.split()
+    if isinstance(here, Tensor):
+        return Difference(here, there, run, apart=apart)
+    return type(here)(Difference(value, change, run) for value, change in zip(here, there, strict=True))
+
+
+@rule(*"zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty".split())
+def like(run: Run, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """What is made in the shape of a tensor."""
+    return func(*base((x, *args)), **kwargs)

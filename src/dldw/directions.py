@@ -210,11 +210,11 @@ class Coordinates(Drawn):
 
     Args:
         weights: The weights they count through, one parameter after another.
-        picks: Positions among all trainable weights, each in 0 .. d - 1.
+        picks: Positions among all trainable weights, each in 0 .. d - 1; ``range(d)`` for all.
     """
 
     def __init__(self, weights: Weights, picks: Sequence[int]) -> None:
-        self.count = len(picks)
+        self.count, self.picks = len(picks), picks
         self.at: list[tuple[int, int]] = []
         sizes = [p.numel() for p in weights.tensors]
         for pick in picks:
@@ -223,6 +223,13 @@ class Coordinates(Drawn):
                 pick -= sizes[tensor]
                 tensor += 1
             self.at.append((tensor, pick))
+
+    def offsets(self, weights: Weights) -> list[Tensor]:
+        """Which entries of each weight, each once."""
+        each: list[set[int]] = [set() for _ in weights.tensors]
+        for tensor, offset in self.at:
+            each[tensor].add(offset)
+        return [torch.tensor(sorted(some), dtype=torch.int64, device=weights.device) for some in each]
 
     def perturbed(self, weights: Weights, row: int, scale: float) -> Sequence[Tensor]:
         tensor, offset = self.at[row]

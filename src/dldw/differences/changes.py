@@ -47,10 +47,14 @@ class Unit:
     Attributes:
         row: Which unit [n]; None for a bias, which is a weight whose x is 1.
         scale: Of the change [n].
+        spots: How many consecutive rows make a group.
+        spot: Which row of every group changes [n]; all rows where it is None.
     """
 
     row: Tensor | None
     scale: Tensor
+    spots: int = 1
+    spot: Tensor | None = None
 
 
 @dataclass

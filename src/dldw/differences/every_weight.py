@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from dldw.differences import elementwise, linear, normalised, products  # their rules
 from dldw.differences.changes import Change, Entry, Unit
@@ -41,6 +42,7 @@ def nudged(
     memory: int,
     *,
     exact: bool = False,
+    odd_only: bool = False,
     picks: Sequence[Tensor] | None = None,
 ) -> Nudged:
     """How the loss changes with each weight alone; callers turn gradients off.
@@ -49,12 +51,15 @@ def nudged(
     of unit i it is, row b of the batch feels a number: by how much unit i moves, h x_bj. So the loss of row b is measured as
     a function of that number, four times for each unit, and all weights of the unit follow by products with powers of x.
     Where four values do not show a smooth function (a kink, a long step), the weights of the unit are nudged one by one.
+    Where rows of an example meet (attention), the number is a vector, one for each row of an example, and odd changes of so
+    short a step are those of its numbers one by one.
 
     Args:
         objective: The loss.
         step: h.
         memory: Bound in bytes on what one pass holds.
         exact: Whether an operation without a rule is an error.
+        odd_only: Whether the even changes are not asked for.
         picks: Of each parameter, which entries [k] by offset; all by default. The others come back as 0.
 
     Raises:
@@ -63,15 +68,14 @@ def nudged(
         NonFiniteLossError: The loss is NaN or infinite at the model's own weights, or at others.
     """
     with plain_kernels(objective.model):
-        return _Nudging(objective, step, memory, exact).run(picks)
+        return _Nudging(objective, step, memory, exact, odd_only).run(picks)
 
 
 class _Nudging:
-    def __init__(self, objective: Objective, step: float, memory: int, exact: bool) -> None:
-        self.objective, self.step, self.exact = objective, step, exact
+    def __init__(self, objective: Objective, step: float, memory: int, exact: bool, odd_only: bool) -> None:
+        self.objective, self.step, self.exact, self.odd_only = objective, step, exact, odd_only
         self.tensors = objective.weights.tensors
-        on_cpu = objective.weights.device.type == "cpu"
-        self.bound = min(memory // 2, _CACHE) if on_cpu else memory // 2
+        self.memory = memory
         self.valued: set[str] = set()
         self.loss = torch.empty(0)
         wide = [torch.promote_types(p.dtype, torch.float32) for p in self.tensors]
@@ -109,8 +113,12 @@ class _Nudging:
         return run, value if isinstance(value, Difference) else None
 
     def _fitting(self, run: Run) -> int:
-        """How many members fit into a pass, by what the last one took; an operation makes two tensors for one it keeps."""
-        return max(1, self.bound // max(1, 3 * run.bytes // run.members))
+        """How many members fit into a pass, by what the last one took; an operation makes a few tensors for one it keeps."""
+        bytes_of_one = max(1, (run.most + 4 * run.largest) // run.members)
+        fitting = self.memory // bytes_of_one
+        if self.objective.weights.device.type == "cpu":
+            fitting = min(fitting, _CACHE * run.members // max(1, run.largest))
+        return max(1, fitting)
 
     def _by_entries(self, i: int, offsets: Tensor) -> None:
         p, rows = self.tensors[i], _FIRST
@@ -158,27 +166,80 @@ class _Nudging:
     def _of_units(self, i: int, bias: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Odd and even changes of the weights of each unit, the bias as a last column, and the units not to be trusted."""
         p = self.tensors[i]
-        units, rows, fitted = len(p), _FIRST, []
-        start = 0
-        while start < units:
-            unit = torch.arange(start, min(start + rows, units), device=p.device)
-            scale = torch.tensor(_LENGTHS, dtype=p.dtype, device=p.device).repeat_interleave(len(unit)) * self.step
-            changes: dict[int, Change] = {i: Unit(unit.repeat(len(_LENGTHS)), scale)}
+        try:
+            found, run = self._probed(i, bias, len(p), 1, _LENGTHS)
+        except MixedRows as mixed:
+            spots = self._spots(mixed.rows)
+            if not 1 < spots < p.shape[1]:
+                raise
+            return self._of_spots(i, bias, spots)
+        up, down, half_up, half_down = found
+        odd, half_odd, even, half_even = up - down, half_up - half_down, up + down, half_up + half_down
+        a, b = (8 * half_odd - odd) / 6, (16 * half_even - even) / 6
+        c, d = odd / 2 - a, even / 2 - b
+        tolerance = max(1e-6, 1024 * torch.finfo(p.dtype).eps) * a.abs().amax(1, keepdim=True)
+        rough = ((c.abs() > tolerance) | (d.abs() > tolerance)).any(1).nonzero().squeeze(1)
+        x = _relative(run, bias)
+        square = x * x
+        return a @ x + c @ (square * x), b @ square + d @ (square * square), rough
+
+    def _of_spots(self, i: int, bias: int | None, spots: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same where the rows of an example meet: each of them alone, and no even changes."""
+        p = self.tensors[i]
+        (up, down), run = self._probed(i, bias, len(p), spots, (1.0, -1.0))
+        odd, even = ((up + sign * down).div_(2).view(len(p), spots, -1).mT.flatten(1) for sign in (-1, 1))
+        rough = (even.abs() > 64 * self.step * odd.abs().amax(1, keepdim=True)).any(1).nonzero().squeeze(1)
+        products = odd @ _relative(run, bias)
+        return products, torch.zeros_like(products), rough
+
+    def _spots(self, rows: int) -> int:
+        """Rows that an example has in a layer, 0 where that is not known or changes do not simply add up."""
+        if not self.odd_only or self.step**2 > max(torch.finfo(p.dtype).eps for p in self.tensors):
+            return 0
+        lengths = {t.shape[0] if t.ndim else 0 for t in tree_leaves(self.objective.batch) if isinstance(t, Tensor)}
+        examples = lengths.pop() if len(lengths) == 1 else 0
+        return rows // examples if examples and rows % examples == 0 else 0
+
+    def _probed(
+        self, i: int, bias: int | None, units: int, spots: int, lengths: Sequence[float]
+    ) -> tuple[Tensor, Run]:
+        """What every group of rows adds to the loss where a unit, and a spot, moves: [lengths, units * spots, groups]."""
+        p, rows, parts, start = self.tensors[i], _FIRST, [], 0
+        while start < units * spots:
+            at = torch.arange(start, min(start + rows, units * spots), device=p.device)
+            scale = torch.tensor(lengths, dtype=p.dtype, device=p.device).repeat_interleave(len(at)) * self.step
+            at = at.repeat(len(lengths))
+            change = Unit(at // spots, scale, spots, at % spots if spots > 1 else None)
+            changes: dict[int, Change] = {i: change}
             if bias is not None:
                 changes[bias] = Unit(None, scale)
             run, value = self._losses(changes, len(scale))
-            if value is None or run.reach is None or run.input is None:
+            if value is None or run.input is None:
                 raise NoDifference("the weight is not that of a layer on the way to the loss")
-            fitted.append(_fit(_rows(value).view(len(_LENGTHS), len(unit), -1)))
+            parts.append(_of_groups(value).view(len(lengths), -1, run.groups))
             start += rows
-            rows = max(1, self._fitting(run) // len(_LENGTHS))
-        a, b, c, d = (torch.cat(parts) for parts in zip(*fitted, strict=True))
-        tolerance = max(1e-6, 1024 * torch.finfo(p.dtype).eps) * a.abs().amax(1, keepdim=True)
-        rough = ((c.abs() > tolerance) | (d.abs() > tolerance)).any(1).nonzero().squeeze(1)
-        x = run.input if bias is None else torch.cat([run.input, torch.ones_like(run.input[:, :1])], 1)
-        x = x / run.reach.unsqueeze(1)
-        square = x * x
-        return a @ x + c @ (square * x), b @ square + d @ (square * square), rough
+            rows = max(1, self._fitting(run) // len(lengths))
+        return torch.cat(parts, 1), run
+
+
+class MixedRows(NoDifference):
+    """Rows of a layer's input do not go their own ways to the loss.
+
+    Args:
+        rows: How many there are.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__("the rows of its layer meet on the way to the loss")
+        self.rows = rows
+
+
+def _relative(run: Run, bias: int | None) -> Tensor:
+    """The input of the layer in units of how far its units were moved, with the 1 of a bias in a last column."""
+    if run.input is None or run.reach is None:
+        raise NoDifference("the layer was not met")
+    x = run.input if bias is None else torch.cat([run.input, torch.ones_like(run.input[:, :1])], 1)
+    return x / run.reach.unsqueeze(1)
 
 
 def _mean(value: Difference) -> Tensor:
@@ -187,28 +248,19 @@ def _mean(value: Difference) -> Tensor:
     return change if change.ndim == 1 else change.mean(1)
 
 
-def _rows(value: Difference) -> Tensor:
-    """What each row adds to the change of the mean loss [n, B]."""
+def _of_groups(value: Difference) -> Tensor:
+    """What each group adds to the change of the mean loss [n, groups]."""
     if value.ndim == 1 and value.apart:
-        return value.dense / len(value.base)
+        return value.by_group / len(value.base)
     if value.each is None:
-        raise NoDifference("the loss mixes rows")
+        raise MixedRows(0 if value.run.input is None else len(value.run.input))
     return value.each
 
 
 _LENGTHS = 1.0, -1.0, 0.5, -0.5
 
-
-def _fit(losses: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """a, b, c, d of a t + b t² + c t³ + d t⁴ from the values at t in ``_LENGTHS``."""
-    up, down, half_up, half_down = losses
-    odd, half_odd, even, half_even = (up - down) / 2, (half_up - half_down) / 2, (up + down) / 2, (half_up + half_down) / 2
-    a, b = (8 * half_odd - odd) / 3, (16 * half_even - even) / 3
-    return a, b, odd - a, even - b
-
-
 _FIRST = 4
 """Weights or units of the first pass, which shows what one takes."""
 
-_CACHE = 32 << 20
-"""Bytes that the changes of one pass may take on the CPU, which is about what stays in its caches."""
+_CACHE = 8 << 20
+"""Bytes that one change may take on the CPU, where what the next operation reads had better still be in the caches."""

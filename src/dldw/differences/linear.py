@@ -20,9 +20,8 @@ def spread(change: Tensor, ndim: int) -> Tensor:
 
 
 def keeps_apart(shape: torch.Size, *given: Operand) -> bool:
-    """Whether rows that are apart in what was given are so in a result of this shape that is made row by row."""
-    moving = [t for t in given if isinstance(t, Difference)]
-    return all(t.apart and t.ndim == len(shape) and t.shape[:1] == shape[:1] for t in moving) and len(shape) > 0
+    """Whether groups that are apart in what was given are so in a result of this shape that is made number by number."""
+    return all(t.apart and t.shape == shape for t in given if isinstance(t, Difference))
 
 
 def added(changes: list[Change | None], shape: torch.Size) -> Change:
@@ -82,7 +81,7 @@ def _is_change(part: Change | None) -> bool:
 
 @rule("mul")
 def mul(run: Run, func: Any, a: Operand, b: Operand) -> Any:
-    value, apart = func(base(a), base(b)), None
+    value = func(base(a), base(b))
     apart = keeps_apart(value.shape, a, b)
     if isinstance(a, Difference) and isinstance(b, Difference):
         da, db = (spread(t.dense, value.ndim) for t in (a, b))
@@ -119,13 +118,12 @@ def _scaled(x: Difference, factor: Any, shape: torch.Size) -> Change:
 @rule("view", "_unsafe_view", "reshape")
 def view(run: Run, func: Any, x: Difference, size: Any) -> Any:
     value, change = func(x.base, size), x.change
-    apart = x.apart and value.ndim > 0 and x.ndim > 0 and value.shape[0] == x.shape[0]
     if isinstance(change, Entry) and value.shape[-len(change.shape) :] == change.shape:
         return Difference(value, change, run)
     if isinstance(change, Column) and change.dim == x.ndim - 1 and value.shape[-1:] == x.shape[-1:]:
         values = change.values.reshape(run.members, *value.shape[:-1])
-        return Difference(value, Column(value.ndim - 1, change.index, values), run, apart=apart)
-    return Difference(value, x.dense.reshape(run.members, *value.shape), run, apart=apart)
+        return Difference(value, Column(value.ndim - 1, change.index, values), run, apart=x.apart)
+    return Difference(value, x.dense.reshape(run.members, *value.shape), run, apart=x.apart)
 
 
 @rule("t", "transpose", "permute")
@@ -140,7 +138,8 @@ def permute(run: Run, func: Any, x: Difference, *dims: Any) -> Any:
         i, j = dims or (0, 1)
         order[i], order[j] = order[j], order[i]
     change = x.dense.permute(0, *[d + 1 for d in order])
-    return Difference(value, change, run, apart=x.apart and order[:1] == [0])
+    moved = [d for i, d in enumerate(order) if i != d]
+    return Difference(value, change, run, apart=x.lies_behind(*moved))
 
 
 @rule("expand")
@@ -148,7 +147,8 @@ def expand(run: Run, func: Any, x: Difference, size: Any, **kwargs: Any) -> Any:
     value = func(x.base, size, **kwargs)
     if isinstance(x.change, Entry) and value.shape[-len(x.change.shape) :] == x.change.shape:
         return Difference(value, x.change, run)
-    return Difference(value, spread(x.dense, value.ndim).expand(run.members, *value.shape), run)
+    change = spread(x.dense, value.ndim).expand(run.members, *value.shape)
+    return Difference(value, change, run, apart=x.apart and value.shape == x.shape)
 
 
 @rule("sum", "mean")
@@ -158,14 +158,13 @@ def total(run: Run, func: Any, x: Difference, dim: Any = None, keepdim: bool = F
     dims = sorted(d % x.ndim for d in (dim or range(x.ndim))) if x.ndim else []
     share = value.new_tensor(1.0 if func.overloadpacket is torch.ops.aten.sum else 1 / max(1, x.numel() // value.numel()))
     if x.apart and value.ndim == 0:
-        each = x.dense.flatten(2).sum(2) if x.ndim > 1 else x.dense
-        each = each * share
+        each = x.by_group * share
         return Difference(value, each.sum(1), run, each=each)
     if isinstance(x.change, Column) and dims == [x.change.dim]:
         change = x.change.values.unsqueeze(x.change.dim + 1) if keepdim else x.change.values
     else:
         change = x.dense.sum([d + 1 for d in dims], keepdim) if dims else x.dense
-    return Difference(value, change * share, run, apart=x.apart and 0 not in dims)
+    return Difference(value, change * share, run, apart=x.lies_behind(*dims))
 
 
 @rule("cat", "stack")
@@ -174,7 +173,9 @@ def cat(run: Run, func: Any, tensors: Any, dim: int = 0) -> Any:
     parts = [
         t.dense if isinstance(t, Difference) else torch.zeros_like(t).expand(run.members, *t.shape) for t in tensors
     ]
-    return Difference(value, func(parts, dim + 1 if dim >= 0 else dim), run)
+    moving = [t for t in tensors if isinstance(t, Difference)]
+    apart = len(moving) == len(tensors) and all(t.lies_behind(dim) for t in moving) and value.ndim == tensors[0].ndim
+    return Difference(value, func(parts, dim + 1 if dim >= 0 else dim), run, apart=apart)
 
 
 @rule("where")
@@ -214,15 +215,16 @@ def copied(run: Run, func: Any, x: Difference, **kwargs: Any) -> Any:
     return Difference(value, x.dense.to(value), run, apart=x.apart)
 
 
-_BY_ROW = "avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool2d clone alias detach"
-_BY_SHAPE = (
-    "unsqueeze squeeze select slice split split_with_sizes unsafe_split unsafe_split_with_sizes unbind index_select gather "
-    "index flip roll constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d cumsum tril triu "
+_POOLS = "avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool2d"
+_AT_DIM = {"select": 0, "slice": 0, "unbind": 0, "unsqueeze": 0, "split": 1, "split_with_sizes": 1, "unsafe_split": 1}
+"""Operations along one dimension, and which argument names it."""
+_OTHER = (
+    "clone alias detach squeeze index_select gather index flip roll constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d cumsum tril triu "
     "im2col unfold diagonal repeat upsample_nearest2d upsample_bilinear2d"
 )
 
 
-@rule(*_BY_ROW.split(), *_BY_SHAPE.split())
+@rule(*_POOLS.split(), *_AT_DIM, *_OTHER.split())
 def linear(run: Run, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Any other linear function of one tensor."""
     name = func._schema.name.removeprefix("aten::")
@@ -230,13 +232,21 @@ def linear(run: Run, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         return NotImplemented
     if name in ("alias", "detach"):
         return Difference(func(x.base), x.change, run, apart=x.apart, each=x.each)
+    if name == "clone":
+        return Difference(func(x.base, **kwargs), x.dense.contiguous(), run, apart=x.apart, each=x.each)
     here = func(x.base, *args, **kwargs)
     rest = (args[0],) if name == "constant_pad_nd" else args  # a change is padded with zeros
     there = run.mapped(func, (Each(x.dense), *rest), kwargs)
-    apart = x.apart and name in _BY_ROW.split()
+    apart = False
+    if name in _AT_DIM:
+        at = _AT_DIM[name]
+        dim = args[at] if len(args) > at else 0
+        apart = x.lies_behind(dim) if name != "unsqueeze" else x.apart
+    elif name in _POOLS.split():
+        apart = x.lies_behind(1)
     if isinstance(here, Tensor):
         return Difference(here, there, run, apart=apart)
-    return type(here)(Difference(value, change, run) for value, change in zip(here, there, strict=True))
+    return type(here)(Difference(value, change, run, apart=apart) for value, change in zip(here, there, strict=True))
 
 
 @rule(*"zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty".split())

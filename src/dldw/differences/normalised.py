@@ -65,7 +65,7 @@ def layer_norm(run: Run, func: Any, x: Any, shape: Any, w: Any, b: Any, eps: flo
         lead = x.shape[: x.ndim - len(shape)]
         moved = standardised(x.base.reshape(*lead, -1), x.dense.reshape(run.members, *lead, -1), eps)
         change = moved.view(run.members, *x.shape)
-    apart = (not _moves(x) or x.apart) and out.ndim > len(shape)
+    apart = not _moves(x) or x.lies_behind(*range(x.ndim - len(shape), x.ndim))
     return _affine(run, out, (base(x) - mean) * rstd, change, w, b, out.ndim - 1, apart), mean, rstd
 
 
@@ -77,7 +77,7 @@ def group_norm(run: Run, func: Any, x: Any, w: Any, b: Any, n: int, c: int, size
     change = None
     if _moves(x):
         change = standardised(grouped, x.dense.reshape(run.members, n, groups, -1), eps).view(run.members, *x.shape)
-    return _affine(run, out, normal, change, w, b, 1, not _moves(x) or x.apart), mean, rstd
+    return _affine(run, out, normal, change, w, b, 1, not _moves(x) or x.lies_behind(1)), mean, rstd
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
@@ -103,7 +103,7 @@ def softmax(run: Run, func: Any, x: Difference, dim: int, *rest: Any, **kwargs: 
         return NotImplemented
     log = func.overloadpacket is torch.ops.aten._log_softmax
     p = value.exp() if log else value
-    dim, apart = dim % x.ndim, x.apart and dim % x.ndim != 0
+    dim, apart = dim % x.ndim, x.lies_behind(dim)
     if log and isinstance(x.change, Column) and x.change.dim == dim:
         shift = torch.log1p(x.change.of(p) * torch.expm1(x.change.values))
         change = x.dense - shift.unsqueeze(dim + 1)
@@ -120,7 +120,7 @@ def logsumexp(run: Run, func: Any, x: Difference, dim: Any, keepdim: bool = Fals
     dims = [d % x.ndim for d in dim]
     p = (x.base - torch.logsumexp(x.base, dims, keepdim=True)).exp()
     change = torch.log1p(torch.expm1(x.dense).mul_(p).sum([d + 1 for d in dims], keepdim))
-    return Difference(func(x.base, dim, keepdim), change, run, apart=x.apart and 0 not in dims)
+    return Difference(func(x.base, dim, keepdim), change, run, apart=x.lies_behind(*dims))
 
 
 # --- pooling ------------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def max_pool(run: Run, func: Any, x: Difference, *args: Any, **kwargs: Any) -> A
     moved = a.flatten(-2).gather(-1, chosen) - held.flatten(-2) + d.flatten(-2).gather(-1, chosen)
     moved = moved.view(held.shape)
     change: Change = moved if column is None else Column(column.dim, column.index, moved)
-    return Difference(out, change, run, apart=x.apart), index
+    return Difference(out, change, run, apart=x.lies_behind(1)), index
 
 
 # --- losses -------------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def _reduced(run: Run, value: Tensor, change: Tensor, reduction: int, share: Any
     """A loss whose unreduced change this is [n, B, ..]; 0 keeps it, 1 is the mean, 2 the sum."""
     if reduction == 0:
         return Difference(value, change, run, apart=apart)
-    each = change.reshape(run.members, change.shape[1] if change.ndim > 1 else 1, -1).sum(2)
+    each = change.reshape(run.members, run.groups if apart else 1, -1).sum(2)
     if reduction == 1:
         each = each * share
     return Difference(value, each.sum(1), run, each=each if apart else None)
@@ -163,7 +163,7 @@ def nll_loss(run: Run, func: Any, x: Any, target: Any, weight: Any, reduction: i
     index = target.where(kept, 0)
     factor = -kept.to(x.dtype) if weight is None else -kept * weight[index]
     picked = x.dense.gather(2, index.unsqueeze(1).expand(run.members, *index.shape[:1], 1, *index.shape[1:])).squeeze(2)
-    return _reduced(run, value, picked * factor, reduction, 1 / total if reduction == 1 else 1, x.apart), total
+    return _reduced(run, value, picked * factor, reduction, 1 / total if reduction == 1 else 1, x.lies_behind(1)), total
 
 
 @rule("mse_loss")

@@ -27,14 +27,15 @@ def addmm(run: Run, func: Any, bias: Operand, x: Operand, w: Operand, *, beta: f
             parts.append(bias.dense.unsqueeze(1).expand(-1, *value.shape))
         elif run.reach is None:
             raise NoDifference("a bias belongs to another layer than the weight")
-    apart = not isinstance(x, Difference) or x.apart
+    apart = not isinstance(x, Difference) or x.lies_behind(1)
     return Difference(value, added(parts, value.shape), run, apart=apart)
 
 
 @rule("mm", "bmm", "matmul")
 def matmul(run: Run, func: Any, x: Operand, w: Operand) -> Any:
     value = func(*base((x, w)))
-    apart = (not isinstance(x, Difference) or x.apart) and (not isinstance(w, Difference) or w.ndim == 2 or w.apart)
+    apart = not isinstance(x, Difference) or x.lies_behind(x.ndim - 1 if w.ndim == 2 else x.ndim - 2)
+    apart = apart and (not isinstance(w, Difference) or isinstance(w.change, Unit) or w.lies_behind(w.ndim - 2))
     return Difference(value, added([_product(run, x, w)], value.shape), run, apart=apart)
 
 
@@ -44,10 +45,14 @@ def _product(run: Run, x: Operand, w: Operand, *, with_bias: bool = False) -> Ch
     if isinstance(dw, Unit):
         if run.input is not None or isinstance(x, Difference) or x.ndim != 2 or dw.row is None:
             raise NoDifference("a layer is used more than once, or on more than rows")
-        run.input = x
+        run.input, run.groups = x, len(x) // dw.spots
         reach = x.abs().amax(1)
         run.reach = reach = reach.clamp(min=1) if with_bias else reach.masked_fill(reach == 0, 1)
-        return Column(1, dw.row, dw.scale.unsqueeze(1) * reach)
+        values = dw.scale.unsqueeze(1) * reach
+        if dw.spot is not None:
+            spots = torch.arange(len(x), device=x.device) % dw.spots
+            values = values.where(spots == dw.spot.unsqueeze(1), 0)
+        return Column(1, dw.row, values)
     if isinstance(dx, Entry | Unit):
         dx = x.dense
     from_x: Change | None = None
@@ -93,7 +98,7 @@ def convolution(run: Run, func: Any, x: Operand, w: Operand, bias: Operand, *opt
         positions = (len(value), *value.shape[2:])
         step = change.step.view(-1, *[1] * len(positions)).expand(-1, *positions)
         parts.append(Column(1, change.offset, step))
-    return Difference(value, added(parts, value.shape), run, apart=not isinstance(x, Difference) or x.apart)
+    return Difference(value, added(parts, value.shape), run, apart=not isinstance(x, Difference) or x.lies_behind(1))
 
 
 def _convolved_with_entry(
@@ -129,4 +134,4 @@ def embedding(run: Run, func: Any, weight: Difference, index: Tensor, *args: Any
     run.picked.append(index)
     row, column = change.at
     hit = index == row.view(-1, *[1] * index.ndim)
-    return Difference(value, Column(index.ndim, column, hit * change.step.view(-1, *[1] * index.ndim)), run, apart=True)
+    return Difference(value, Column(index.ndim, column, hit * change.step.view(-1, *[1] * index.ndim)), run)

@@ -34,8 +34,10 @@ class Run:
         self.members, self.exact = members, exact
         self.valued: set[str] = set()
         """Operations without a rule, which were evaluated at both values."""
-        self.bytes = 0
-        """What all changes took together."""
+        self.held = self.most = self.largest = 0
+        """Bytes that changes take now, took at most at a time, and that the largest of them took."""
+        self.groups = 0
+        """Of how many rows, or groups of rows, it is followed whether they go their own ways; 0 for none."""
         self.input: Tensor | None = None
         """What the layer was given whose units change."""
         self.reach: Tensor | None = None
@@ -74,6 +76,20 @@ class Each:
         self.values = values
 
 
+class _Share:
+    """What a change takes for as long as it is held."""
+
+    def __init__(self, run: Run, change: Change) -> None:
+        values = change.values if isinstance(change, Column) else change
+        self.run = run
+        self.bytes = values.numel() * values.element_size() if isinstance(values, Tensor) else 0
+        run.held += self.bytes
+        run.most, run.largest = max(run.most, run.held), max(run.largest, self.bytes)
+
+    def __del__(self) -> None:
+        self.run.held -= self.bytes
+
+
 class Difference(Tensor):
     """What a model computes with while changes are followed: the value at its own weights, and the changes.
 
@@ -81,9 +97,10 @@ class Difference(Tensor):
         base: The value.
         change: How it changes for each member.
         run: The pass it belongs to.
-        apart: Whether the rows of the first dimension depend each on the same row of what changed first.
-        each: Of a scalar that is a sum over such rows: the change of every row [n, B].
+        apart: Whether, seen as [groups, ..], each group depends on the same group alone of what changed first.
+        each: Of a scalar that is a sum over groups: the change of every group's part [n, groups].
         viewed: Whether another tensor shares its memory.
+        share: Of the memory that changes take.
     """
 
     base: Tensor
@@ -92,6 +109,7 @@ class Difference(Tensor):
     apart: bool
     each: Tensor | None
     viewed: bool
+    share: _Share
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -103,9 +121,8 @@ class Difference(Tensor):
             cls, base.shape, strides=base.stride(), dtype=base.dtype, device=base.device
         )
         made.base, made.change, made.run = base, change, run
-        made.apart, made.each, made.viewed = apart, each, False
-        values = change.values if isinstance(change, Column) else change
-        run.bytes += values.numel() * values.element_size() if isinstance(values, Tensor) else 0
+        made.apart, made.each, made.viewed = apart and run.groups > 0, each, False
+        made.share = _Share(run, change)
         difference: Difference = made
         return difference
 
@@ -120,6 +137,20 @@ class Difference(Tensor):
         if isinstance(self.change, Entry):
             self.run.used_whole = True
         return self.change if isinstance(self.change, Tensor) else self.change.dense(self.shape)
+
+    def lies_behind(self, *dims: int) -> bool:
+        """Whether groups are apart and these dimensions count within a group, so that one may mix what lies along them."""
+        size = 1
+        for behind, length in enumerate(self.shape, 1):
+            size *= length
+            if self.apart and size % self.run.groups == 0:
+                return all(d % self.ndim >= behind for d in dims)
+        return False
+
+    @property
+    def by_group(self) -> Tensor:
+        """The change summed over every group, [n, groups]."""
+        return self.dense.reshape(self.run.members, self.run.groups, -1).sum(2)
 
     @property
     def values(self) -> Tensor:
@@ -175,7 +206,9 @@ def _in_place(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if not name.endswith("_") or functional is None or not isinstance(changed, Difference) or changed.viewed:
         raise NoDifference(f"{name} writes into a tensor that something else may read")
     out = getattr(functional, func._overloadname)(*args, **kwargs)
-    changed.base, changed.change, changed.apart, changed.each = out.base, out.change, out.apart, out.each
+    changed.base, changed.change, changed.apart, changed.each, changed.share = (
+        out.base, out.change, out.apart, out.each, out.share
+    )
     return changed
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 
 from dldw.card import Card, Float
-from dldw.directional import Directional
+from dldw.coordinatewise import Coordinatewise
 from dldw.directions import AllCoordinates
 from dldw.evaluate import Evaluator, Mode
-from dldw.slopes import Central, OneSided
 from dldw.source import Loss
 
 
-class FiniteDifference(Directional):
+class FiniteDifference(Coordinatewise):
     """Every component of dL/dw by a difference quotient.
 
         central:    ghat_i = (L(w + h e_i) - L(w - h e_i)) / 2h        error O(h²) + O(eps |L| / h)
@@ -60,6 +59,4 @@ class FiniteDifference(Directional):
         evaluate: Mode | Evaluator = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
-        slope = Central(step) if central else OneSided(step)
-        super().__init__(loss, AllCoordinates(), slope, evaluate=evaluate, generator=generator)
-        self.step, self.central = step, central
+        super().__init__(loss, AllCoordinates(), step, central, evaluate=evaluate, generator=generator)

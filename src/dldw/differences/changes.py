@@ -49,12 +49,14 @@ class Unit:
         scale: Of the change [n].
         spots: How many consecutive rows make a group.
         spot: Which row of every group changes [n]; all rows where it is None.
+        of_lookup: Whether the layer is an embedding, whose x is 1 for the row that is looked up and 0 elsewhere.
     """
 
     row: Tensor | None
     scale: Tensor
     spots: int = 1
     spot: Tensor | None = None
+    of_lookup: bool = False
 
 
 @dataclass

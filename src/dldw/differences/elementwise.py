@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -182,21 +183,37 @@ def silu(a: Tensor, d: Tensor) -> Tensor:
     return d * (torch.sigmoid(a) + step) + a * step
 
 
-def normal_cdf(a: Tensor, d: Tensor) -> Tensor:
-    """Φ(a + d) - Φ(a) by Taylor's series, whose terms are Hermite polynomials times the density, where d is short."""
-    longest = float(d.abs().max()) if d.numel() else 0.0
-    if not longest < _SHORT:
-        return (torch.special.ndtr(a + d)) - torch.special.ndtr(a)
+def longest(d: Tensor) -> float:
+    """The largest magnitude."""
+    return float(torch.stack(torch.aminmax(d)).abs().max()) if d.numel() else 0.0
+
+
+def growth(d: Tensor) -> Tensor:
+    """exp(d) - 1, of short steps by the two terms that are left of its series."""
+    return torch.addcmul(d, d, d, value=0.5) if longest(d) ** 2 < torch.finfo(d.dtype).eps else torch.expm1(d)
+
+
+def polynomial(d: Tensor, coefficients: list[Tensor]) -> Tensor:
+    """The sum of coefficients[k] d^(k + 1)."""
+    out = coefficients[-1]
+    for c in reversed(coefficients[:-1]):
+        out = torch.addcmul(c, out, d)
+    return out * d
+
+
+def normal_series(a: Tensor, d: Tensor) -> list[Tensor] | None:
+    """Coefficients of Φ(a + d) - Φ(a): Hermite polynomials times the density. None where ``d`` is too long for few terms."""
+    length = longest(d)
+    if not length < _SHORT:
+        return None
     eps, terms = torch.finfo(d.dtype).eps, 1
-    while (4 * longest) ** terms > eps * math.factorial(terms + 1):
+    while (4 * length) ** terms > eps * math.factorial(terms + 1):
         terms += 1
     hermite = [torch.ones_like(a), a]
     for k in range(1, terms):
         hermite.append(a * hermite[k] - k * hermite[k - 1])
-    out: Tensor | float = 0.0
-    for k in reversed(range(terms + 1)):
-        out = out * d + hermite[k] * ((-1) ** k / math.factorial(k + 1))
-    return out * d * (torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi))
+    density = torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi)
+    return [h * density * ((-1) ** k / math.factorial(k + 1)) for k, h in enumerate(hermite[: terms + 1])]
 
 
 _SHORT = 0.05
@@ -205,14 +222,18 @@ _SHORT = 0.05
 
 @elementwise("erf")
 def erf(a: Tensor, d: Tensor) -> Tensor:
-    return 2 * normal_cdf(a * math.sqrt(2), d * math.sqrt(2))
+    series = normal_series(a * math.sqrt(2), d * math.sqrt(2))
+    return torch.erf(a + d) - torch.erf(a) if series is None else 2 * polynomial(d * math.sqrt(2), series)
 
 
 @elementwise("gelu")
 def gelu(a: Tensor, d: Tensor, approximate: str = "none") -> Tensor:
     if approximate == "none":
-        step = normal_cdf(a, d)
-        return d * (torch.special.ndtr(a) + step) + a * step
+        series, phi = normal_series(a, d), torch.special.ndtr(a)
+        if series is None:
+            moved = torch.special.ndtr(a + d)
+            return d * moved + a * (moved - phi)
+        return polynomial(d, [phi + a * series[0], *(c + a * following for c, following in pairwise(series))])
     c, cubic = math.sqrt(2 / math.pi), 0.044715
     inner = c * (a + cubic * a**3)
     step = tanh(inner, c * d * (1 + cubic * (3 * a * (a + d) + d * d)))

@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 from dldw.differences import elementwise, linear, normalised, products  # their rules
 from dldw.differences.changes import Change, Entry, Unit
+from dldw.differences.products import LookedUp
 from dldw.differences.tensor import Difference, Inexact, NoDifference, Run, base
+from dldw.memory import keep_freed_memory
 from dldw.objective import Objective, plain_kernels
 
 _log = logging.getLogger("dldw")
@@ -67,6 +69,7 @@ def nudged(
         NoDifference: Changes cannot be followed through this model.
         NonFiniteLossError: The loss is NaN or infinite at the model's own weights, or at others.
     """
+    keep_freed_memory()
     with plain_kernels(objective.model):
         return _Nudging(objective, step, memory, exact, odd_only).run(picks)
 
@@ -140,16 +143,21 @@ class _Nudging:
 
     def _by_units(self, i: int, left: list[Tensor]) -> None:
         """Takes weights off those that are left, and their bias with them."""
-        bias = self._bias_of(i)
+        bias, p = self._bias_of(i), self.tensors[i]
         try:
-            found = self._of_units(i, bias)
+            try:
+                odd, even, rough = self._of_units(i, bias, len(p))
+            except LookedUp:
+                odd, even, rough = self._of_units(i, None, p.shape[1], of_lookup=True)
+                self.odd[i], self.even[i] = odd.mT.contiguous(), even.mT.contiguous()
+                left[i] = (torch.arange(len(p), device=p.device).unsqueeze(1) * p.shape[1] + rough).flatten()
+                return
         except Inexact:
             raise
         except NoDifference as reason:
-            _log.debug("weights of %s are nudged one by one: %s", tuple(self.tensors[i].shape), reason)
+            _log.debug("weights of %s are nudged one by one: %s", tuple(p.shape), reason)
             return
-        odd, even, rough = found
-        size = self.tensors[i].shape[1]
+        size = p.shape[1]
         self.odd[i], self.even[i] = odd[:, :size].contiguous(), even[:, :size].contiguous()
         left[i] = (rough.unsqueeze(1) * size + torch.arange(size, device=rough.device)).flatten()
         if bias is not None:
@@ -163,16 +171,18 @@ class _Nudging:
         fits = at is not None and len(slots[at]) == 1 and self.tensors[at].shape == self.tensors[i].shape[:1]
         return at if fits else None
 
-    def _of_units(self, i: int, bias: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _of_units(
+        self, i: int, bias: int | None, units: int, *, of_lookup: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Odd and even changes of the weights of each unit, the bias as a last column, and the units not to be trusted."""
         p = self.tensors[i]
         try:
-            found, run = self._probed(i, bias, len(p), 1, _LENGTHS)
+            found, run = self._probed(i, bias, units, 1, _LENGTHS, of_lookup)
         except MixedRows as mixed:
             spots = self._spots(mixed.rows)
-            if not 1 < spots < p.shape[1]:
+            if not 1 < spots < p.numel() // units:
                 raise
-            return self._of_spots(i, bias, spots)
+            return self._of_spots(i, bias, units, spots, of_lookup)
         up, down, half_up, half_down = found
         odd, half_odd, even, half_even = up - down, half_up - half_down, up + down, half_up + half_down
         a, b = (8 * half_odd - odd) / 6, (16 * half_even - even) / 6
@@ -183,11 +193,12 @@ class _Nudging:
         square = x * x
         return a @ x + c @ (square * x), b @ square + d @ (square * square), rough
 
-    def _of_spots(self, i: int, bias: int | None, spots: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _of_spots(
+        self, i: int, bias: int | None, units: int, spots: int, of_lookup: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The same where the rows of an example meet: each of them alone, and no even changes."""
-        p = self.tensors[i]
-        (up, down), run = self._probed(i, bias, len(p), spots, (1.0, -1.0))
-        odd, even = ((up + sign * down).div_(2).view(len(p), spots, -1).mT.flatten(1) for sign in (-1, 1))
+        (up, down), run = self._probed(i, bias, units, spots, (1.0, -1.0), of_lookup)
+        odd, even = ((up + sign * down).div_(2).view(units, spots, -1).mT.flatten(1) for sign in (-1, 1))
         rough = (even.abs() > 64 * self.step * odd.abs().amax(1, keepdim=True)).any(1).nonzero().squeeze(1)
         products = odd @ _relative(run, bias)
         return products, torch.zeros_like(products), rough
@@ -201,7 +212,7 @@ class _Nudging:
         return rows // examples if examples and rows % examples == 0 else 0
 
     def _probed(
-        self, i: int, bias: int | None, units: int, spots: int, lengths: Sequence[float]
+        self, i: int, bias: int | None, units: int, spots: int, lengths: Sequence[float], of_lookup: bool
     ) -> tuple[Tensor, Run]:
         """What every group of rows adds to the loss where a unit, and a spot, moves: [lengths, units * spots, groups]."""
         p, rows, parts, start = self.tensors[i], _FIRST, [], 0
@@ -209,7 +220,7 @@ class _Nudging:
             at = torch.arange(start, min(start + rows, units * spots), device=p.device)
             scale = torch.tensor(lengths, dtype=p.dtype, device=p.device).repeat_interleave(len(at)) * self.step
             at = at.repeat(len(lengths))
-            change = Unit(at // spots, scale, spots, at % spots if spots > 1 else None)
+            change = Unit(at // spots, scale, spots, at % spots if spots > 1 else None, of_lookup)
             changes: dict[int, Change] = {i: change}
             if bias is not None:
                 changes[bias] = Unit(None, scale)
@@ -262,5 +273,5 @@ _LENGTHS = 1.0, -1.0, 0.5, -0.5
 _FIRST = 4
 """Weights or units of the first pass, which shows what one takes."""
 
-_CACHE = 8 << 20
+_CACHE = 3 << 20
 """Bytes that one change may take on the CPU, where what the next operation reads had better still be in the caches."""

@@ -139,7 +139,10 @@ def permute(run: Run, func: Any, x: Difference, *dims: Any) -> Any:
         order[i], order[j] = order[j], order[i]
     change = x.dense.permute(0, *[d + 1 for d in order])
     moved = [d for i, d in enumerate(order) if i != d]
-    return Difference(value, change, run, apart=x.lies_behind(*moved))
+    out = Difference(value, change, run, apart=x.lies_behind(*moved))
+    within = [d - (d > order[0]) for d in order[1:]]
+    out.inner = x.lies_behind(order[0]) and x.select(order[0], 0).lies_behind(*[d for i, d in enumerate(within) if i != d])
+    return out
 
 
 @rule("expand")
@@ -242,6 +245,8 @@ def linear(run: Run, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         at = _AT_DIM[name]
         dim = args[at] if len(args) > at else 0
         apart = x.lies_behind(dim) if name != "unsqueeze" else x.apart
+        if name in ("select", "unbind") and dim % x.ndim == 0:
+            apart = x.inner
     elif name in _POOLS.split():
         apart = x.lies_behind(1)
     if isinstance(here, Tensor):

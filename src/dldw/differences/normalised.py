@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dldw.differences.changes import Change, Column, Entry
-from dldw.differences.elementwise import softplus
+from dldw.differences.elementwise import growth, softplus
 from dldw.differences.linear import added
 from dldw.differences.tensor import Difference, Run, base, rule
 
@@ -17,10 +17,10 @@ def standardised(a: Tensor, d: Tensor, eps: float) -> Tensor:
     """How (a - mean) / sqrt(variance + eps) over the last dimension changes."""
     c, dc = a - a.mean(-1, keepdim=True), d - d.mean(-1, keepdim=True)
     v = c.square().mean(-1, keepdim=True) + eps
-    dv = (dc * (2 * c + dc)).mean(-1, keepdim=True)
+    dv = (dc + 2 * c).mul_(dc).mean(-1, keepdim=True)
     r, moved = v.rsqrt(), v + dv
     dr = -r * dv / (moved + (moved * v).sqrt())
-    return dc * (r + dr) + c * dr
+    return torch.addcmul(c * dr, dc, r + dr)
 
 
 def _affine(
@@ -105,11 +105,11 @@ def softmax(run: Run, func: Any, x: Difference, dim: int, *rest: Any, **kwargs: 
     p = value.exp() if log else value
     dim, apart = dim % x.ndim, x.lies_behind(dim)
     if log and isinstance(x.change, Column) and x.change.dim == dim:
-        shift = torch.log1p(x.change.of(p) * torch.expm1(x.change.values))
+        shift = torch.log1p(x.change.of(p) * growth(x.change.values))
         change = x.dense - shift.unsqueeze(dim + 1)
         return Difference(value, change, run, apart=apart)
     change = x.dense
-    grown = torch.expm1(change).mul_(p)
+    grown = growth(change).mul_(p)
     total = grown.sum(dim + 1, keepdim=True)
     change = change - total.log1p_() if log else grown.sub_(p * total).div_(1 + total)
     return Difference(value, change, run, apart=apart)
@@ -119,7 +119,7 @@ def softmax(run: Run, func: Any, x: Difference, dim: int, *rest: Any, **kwargs: 
 def logsumexp(run: Run, func: Any, x: Difference, dim: Any, keepdim: bool = False) -> Any:
     dims = [d % x.ndim for d in dim]
     p = (x.base - torch.logsumexp(x.base, dims, keepdim=True)).exp()
-    change = torch.log1p(torch.expm1(x.dense).mul_(p).sum([d + 1 for d in dims], keepdim))
+    change = torch.log1p(growth(x.dense).mul_(p).sum([d + 1 for d in dims], keepdim))
     return Difference(func(x.base, dim, keepdim), change, run, apart=x.lies_behind(*dims))
 
 

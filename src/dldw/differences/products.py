@@ -43,16 +43,10 @@ def _product(run: Run, x: Operand, w: Operand, *, with_bias: bool = False) -> Ch
     """The change of x @ w, [.., k] times [.., k, m]."""
     dx, dw = (t.change if isinstance(t, Difference) else None for t in (x, w))
     if isinstance(dw, Unit):
-        if run.input is not None or isinstance(x, Difference) or x.ndim != 2 or dw.row is None:
+        if run.input is not None or isinstance(x, Difference) or x.ndim != 2 or dw.row is None or dw.of_lookup:
             raise NoDifference("a layer is used more than once, or on more than rows")
-        run.input, run.groups = x, len(x) // dw.spots
-        reach = x.abs().amax(1)
-        run.reach = reach = reach.clamp(min=1) if with_bias else reach.masked_fill(reach == 0, 1)
-        values = dw.scale.unsqueeze(1) * reach
-        if dw.spot is not None:
-            spots = torch.arange(len(x), device=x.device) % dw.spots
-            values = values.where(spots == dw.spot.unsqueeze(1), 0)
-        return Column(1, dw.row, values)
+        run.input = x
+        return Column(1, dw.row, _of_unit(run, dw, with_bias=with_bias))
     if isinstance(dx, Entry | Unit):
         dx = x.dense
     from_x: Change | None = None
@@ -74,6 +68,23 @@ def _product(run: Run, x: Operand, w: Operand, *, with_bias: bool = False) -> Ch
     else:
         from_w = torch.matmul(base(x) if dx is None else x.values, w.dense)
     return from_w if from_x is None else added([from_x, from_w], torch.Size((*x.shape[:-1], w.shape[-1])))
+
+
+def _of_unit(run: Run, change: Unit, *, with_bias: bool = False) -> Tensor:
+    """How far a unit moves in every row of the input [n, rows]."""
+    x = base(run.input)
+    run.groups = len(x) // change.spots
+    reach = x.abs().amax(1)
+    run.reach = reach = reach.clamp(min=1) if with_bias else reach.masked_fill(reach == 0, 1)
+    values = change.scale.unsqueeze(1) * reach
+    if change.spot is None:
+        return values
+    spots = torch.arange(len(x), device=x.device) % change.spots
+    return values.where(spots == change.spot.unsqueeze(1), 0)
+
+
+class LookedUp(NoDifference):
+    """The weight is that of an embedding."""
 
 
 @rule("convolution")
@@ -129,6 +140,12 @@ def _convolved_with_entry(
 @rule("embedding")
 def embedding(run: Run, func: Any, weight: Difference, index: Tensor, *args: Any, **kwargs: Any) -> Any:
     value, change = func(weight.base, index, *args, **kwargs), weight.change
+    if isinstance(change, Unit) and change.of_lookup and change.row is not None and run.input is None:
+        run.input = F.one_hot(index.flatten(), len(weight)).to(value.dtype)
+        moved = _of_unit(run, change)
+        return Difference(value, Column(index.ndim, change.row, moved.view(-1, *index.shape)), run, apart=True)
+    if isinstance(change, Unit) and not change.of_lookup:
+        raise LookedUp("rows of the weight are looked up")
     if not isinstance(change, Entry):
         return Difference(value, weight.dense[:, index], run)
     run.picked.append(index)

@@ -99,6 +99,7 @@ class Difference(Tensor):
         run: The pass it belongs to.
         apart: Whether, seen as [groups, ..], each group depends on the same group alone of what changed first.
         each: Of a scalar that is a sum over groups: the change of every group's part [n, groups].
+        inner: Whether every part along the first dimension is apart in this sense, as those of q, k, v in one tensor are.
         viewed: Whether another tensor shares its memory.
         share: Of the memory that changes take.
     """
@@ -108,6 +109,7 @@ class Difference(Tensor):
     run: Run
     apart: bool
     each: Tensor | None
+    inner: bool
     viewed: bool
     share: _Share
 
@@ -121,7 +123,7 @@ class Difference(Tensor):
             cls, base.shape, strides=base.stride(), dtype=base.dtype, device=base.device
         )
         made.base, made.change, made.run = base, change, run
-        made.apart, made.each, made.viewed = apart and run.groups > 0, each, False
+        made.apart, made.each, made.inner, made.viewed = apart and run.groups > 0, each, False, False
         made.share = _Share(run, change)
         difference: Difference = made
         return difference

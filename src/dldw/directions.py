@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -159,6 +160,39 @@ class AllCoordinates(Directions):
 
     def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
         return Coordinates(weights, range(start, stop))
+
+
+class SomeCoordinates(Directions):
+    """A part of all weights, drawn anew for each estimate, or given.
+
+    Args:
+        fraction: Which part is drawn, at least one weight.
+
+    Attributes:
+        given: Positions among all trainable weights that take the place of drawn ones.
+    """
+
+    def __init__(self, fraction: float) -> None:
+        self.fraction = fraction
+        self.given: list[int] | None = None
+        self._order: list[int] = []
+
+    def count(self, weights: Weights) -> int:
+        return math.ceil(self.fraction * weights.size) if self.given is None else len(self.given)
+
+    def held(self, weights: Weights) -> int:
+        return _PICK
+
+    def factor(self, weights: Weights) -> float:
+        return 1.0
+
+    def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
+        if self.given is not None:
+            return Coordinates(weights, self.given[start:stop])
+        if start == 0:
+            order = torch.randperm(weights.size, generator=generator, device=weights.device)
+            self._order = order[: self.count(weights)].tolist()
+        return Coordinates(weights, self._order[start:stop])
 
 
 class Dense(Drawn):

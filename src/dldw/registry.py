@@ -45,6 +45,7 @@ METHODS = {
     "activity-forward-gradient": "dldw.sources.activity_forward_gradient:ActivityForwardGradient",
     "forward-forward": "dldw.learners.forward_forward:ForwardForward",
     "mono-forward": "dldw.learners.mono_forward:MonoForward",
+    "coordinate-wise": "dldw.sources.coordinate_wise:CoordinateWise",
 }
 
 

@@ -22,7 +22,7 @@ from dldw.source import Loss
 _log = logging.getLogger("dldw")
 
 
-class Coordinatewise(Directional):
+class SingleWeights(Directional):
     """Slopes along single weights by the first of three ways that the model allows; ``path`` says which it was.
 
     1. ``differences``: changes are followed through the model's own forward pass from the changed layer on, by rules in which
@@ -37,6 +37,7 @@ class Coordinatewise(Directional):
         step: h; by default eps^(1/3) (central) or eps^(1/2) of the coarsest dtype among the weights, rounded to a power of
             two, and eps^(1/2) for central differences, too, where nothing cancels.
         central: Two-sided differences.
+        reuse: Whether changes are followed.
         evaluate: ``auto`` tries the three ways in turn; ``batched`` and ``sequential`` are the second and the third.
         generator: See ``GradientSource``.
     """
@@ -48,12 +49,13 @@ class Coordinatewise(Directional):
         step: float | None,
         central: bool,
         *,
+        reuse: bool = True,
         evaluate: Mode | Evaluator = "auto",
         generator: torch.Generator | None = None,
     ) -> None:
         slope = Central(step) if central else OneSided(step)
         super().__init__(loss, directions, slope, evaluate=evaluate, generator=generator)
-        self.step, self.central = step, central
+        self.step, self.central, self.reuse = step, central, reuse
         self.path: str | None = None
         """How the last estimate was made."""
         self._inexact: WeakSet[nn.Module] = WeakSet()
@@ -79,7 +81,7 @@ class Coordinatewise(Directional):
         """The estimate by changes that are followed through the model; None where they cannot be."""
         weights, evaluator = objective.weights, self._evaluator
         fine = {p.dtype for p in weights.tensors} <= {torch.float32, torch.float64}
-        if evaluator.mode != "auto" or evaluator.ranks is not None or not fine or objective.model in self._not_followed:
+        if not self.reuse or evaluator.mode != "auto" or evaluator.ranks is not None or not fine or objective.model in self._not_followed:
             return None
         count = self._slope.count(self._directions.count(weights), objective)
         drawn = self._directions.draw(weights, generator, 0, count)

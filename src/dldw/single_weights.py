@@ -35,7 +35,7 @@ class SingleWeights(Directional):
         loss: See ``GradientSource``.
         directions: Which weights.
         step: h; by default eps^(1/3) (central) or eps^(1/2) of the coarsest dtype among the weights, rounded to a power of
-            two, and eps^(1/2) for central differences, too, where nothing cancels.
+            two; where nothing cancels eps^(3/4), which leaves no truncation and hardly a kink within the step.
         central: Two-sided differences.
         reuse: Whether changes are followed.
         evaluate: ``auto`` tries the three ways in turn; ``batched`` and ``sequential`` are the second and the third.
@@ -81,7 +81,13 @@ class SingleWeights(Directional):
         """The estimate by changes that are followed through the model; None where they cannot be."""
         weights, evaluator = objective.weights, self._evaluator
         fine = {p.dtype for p in weights.tensors} <= {torch.float32, torch.float64}
-        if not self.reuse or evaluator.mode != "auto" or evaluator.ranks is not None or not fine or objective.model in self._not_followed:
+        if (
+            not self.reuse
+            or evaluator.mode != "auto"
+            or evaluator.ranks is not None
+            or not fine
+            or objective.model in self._not_followed
+        ):
             return None
         count = self._slope.count(self._directions.count(weights), objective)
         drawn = self._directions.draw(weights, generator, 0, count)
@@ -112,7 +118,7 @@ class SingleWeights(Directional):
     def _nudged(self, objective: Objective, picks: list[Tensor] | None) -> tuple[Nudged, float]:
         memory, eps = self._evaluator.memory, max(torch.finfo(p.dtype).eps for p in objective.weights.tensors)
         if self.step is None and objective.model not in self._inexact:
-            short = 2.0 ** round(math.log2(eps**0.5))
+            short = 2.0 ** round(math.log2(eps**0.75))
             try:
                 return nudged(objective, short, memory, exact=True, odd_only=self.central, picks=picks), short
             except Inexact:

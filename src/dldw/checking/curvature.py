@@ -65,10 +65,11 @@ def hessian_diagonal(
 ) -> HessianDiagonal:
     """The diagonal of the Hessian of the mean loss, from loss values alone.
 
-        D(h)_i = (L(w + h e_i) - 2 L(w) + L(w - h e_i)) / h²,      D = D(h/2) + (D(h/2) - D(h)) / 3
+        D(h)_i = (L(w + h e_i) - 2 L(w) + L(w - h e_i)) / h²,      D = D(h/4) + (D(h/4) - D(h/2)) / 3
 
     Where changes can be followed through the model (``dldw.differences``), the small difference of large losses is never
-    taken. The error is the distance of D(h/2) from D(h) and what rounding can add. The model is left as it was.
+    taken. The error is the distance of D(h/4) from D(h/2) and what rounding can add; where D(h), D(h/2) and D(h/4) do not
+    settle, as at a kink, it is as large as they are. The model is left as it was.
 
     Args:
         model: The model.
@@ -103,9 +104,7 @@ def hessian_diagonal(
     values, errors, step, path = found
     names = {id(p): name for name, p in model.named_parameters()}
     by_name = [names[id(p)] for p in weights.tensors]
-    return HessianDiagonal(
-        dict(zip(by_name, values, strict=True)), dict(zip(by_name, errors, strict=True)), step, path
-    )
+    return HessianDiagonal(dict(zip(by_name, values, strict=True)), dict(zip(by_name, errors, strict=True)), step, path)
 
 
 _Found = tuple[list[Tensor], list[Tensor], float, str]
@@ -116,41 +115,53 @@ def _followed(objective: Objective, step: float, evaluator: Evaluator) -> _Found
     if any(p.dtype not in (torch.float32, torch.float64) for p in objective.weights.tensors):
         return None
     try:
-        wide, narrow = (nudged(objective, h, evaluator.memory) for h in (step, step / 2))
+        found = [nudged(objective, step / n, evaluator.memory) for n in _SHORTER]
     except (RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, DldwError):
             raise
         return None
+    valued = sorted(found[0].valued)
+    size = abs(objective.mean(found[0].loss, "at the model's own weights")) if valued else 0.0
     values, errors = [], []
-    size = abs(objective.mean(wide.loss, "at the model's own weights")) if wide.valued else 0.0
-    for far, near, odd in zip(wide.even, narrow.even, narrow.odd, strict=True):
-        eps = torch.finfo(odd.dtype).eps
-        value, error = _extrapolated(2 * far / step**2, 8 * near / step**2)
+    for odd, *evens in zip(found[0].odd, *(f.even for f in found), strict=True):
+        largest = float(odd.abs().max()) if odd.numel() else 0.0
+        rounding = torch.finfo(odd.dtype).eps * (64 * largest + 64 * size) / step**2
+        value, error = _extrapolated(
+            [2 * even * (n / step) ** 2 for n, even in zip(_SHORTER, evens, strict=True)], rounding
+        )
         values.append(value)
-        errors.append(error + eps * (32 * odd.abs() + 16 * size) / step**2)
-    return values, errors, step, "differences" + (f", values of {', '.join(sorted(wide.valued))}" if wide.valued else "")
+        errors.append(error)
+    return values, errors, step, "differences" + (f", values of {', '.join(valued)}" if valued else "")
 
 
 def _one_by_one(objective: Objective, step: float, evaluator: Evaluator) -> _Found:
     weights = objective.weights
     here, count = objective.any_mean_at(weights.tensors), weights.size
     quotients, largest = [], abs(here)
-    for h in (step, step / 2):
+    for h in (step / n for n in _SHORTER):
         probes = Probes(Coordinates(weights, range(count)), weights, (1.0, -1.0), [h] * count)
         losses = torch.tensor(evaluator(objective, probes), dtype=torch.float64, device=weights.device)
         largest = max(largest, float(losses.abs().max()))
         quotients.append(((losses[:, 0] - here) + (losses[:, 1] - here)) / h**2)
-    value, error = _extrapolated(*quotients)
     eps = max(torch.finfo(dtype).eps for dtype in (weights.dtype, objective.tensor(0.0).dtype))
-    error += 16 * eps * largest / step**2
     path = "batched" if evaluator.batches(objective, 2 * count) else "one by one"
-    parts = [[t.view(p.shape) for t, p in zip(flat.split([p.numel() for p in weights.tensors]), weights.tensors, strict=True)]
-             for flat in (value, error)]  # fmt: skip
-    return parts[0], parts[1], step, path
+    sizes, found = [p.numel() for p in weights.tensors], _extrapolated(quotients, 64 * eps * largest / step**2)
+    values, errors = (
+        [part.view(p.shape) for part, p in zip(flat.split(sizes), weights.tensors, strict=True)] for flat in found
+    )
+    return values, errors, step, path
 
 
-def _extrapolated(wide: Tensor, narrow: Tensor) -> tuple[Tensor, Tensor]:
-    return narrow + (narrow - wide) / 3, (narrow - wide).abs()
+_SHORTER = 1, 2, 4
+"""What the step is divided by, one after the other."""
+
+
+def _extrapolated(quotients: list[Tensor], rounding: float) -> tuple[Tensor, Tensor]:
+    """The limit and its error; where quotients do not settle, as at a kink, the error is as large as what is seen."""
+    wide, middle, narrow = quotients
+    value, first, second = narrow + (narrow - middle) / 3, (middle - wide).abs(), (narrow - middle).abs()
+    unsettled = second > first / 2 + rounding
+    return value, second + rounding + (value.abs() + first).where(unsettled, 0)
 
 
 def _power(step: float) -> float:
@@ -225,7 +236,9 @@ class _Along:
         for name, z in direction.items():
             if name not in known or id(known[name]) not in weights.places or z.shape != known[name].shape:
                 fault = f"has the shape {list(z.shape)}" if name in known else "is for no parameter of the model"
-                raise DldwError(f"the direction's {name!r} {fault}. Give one tensor for each trainable parameter to be moved.")
+                raise DldwError(
+                    f"the direction's {name!r} {fault}. Give one tensor for each trainable parameter to be moved."
+                )
             self.parts[weights.places[id(known[name])]] = z.detach().to(known[name])
         square = sum(float(z.double().square().sum()) for z in self.parts.values())
         if not square:

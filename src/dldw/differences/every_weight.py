@@ -109,6 +109,8 @@ class _Nudging:
         for i, change in changes.items():
             tensors[i] = Difference(self.tensors[i].detach(), change, run)
         value = self.objective.at(tensors)
+        if run.refused is not None:
+            raise run.refused
         self.objective.check(value)
         self.loss = base(value)
         self.objective.mean(self.loss, "at the model's own weights")

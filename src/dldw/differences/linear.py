@@ -97,7 +97,7 @@ def div(run: Run, func: Any, a: Operand, b: Operand, rounding_mode: str | None =
     value = func(base(a), base(b))
     apart = keeps_apart(value.shape, a, b)
     if not isinstance(b, Difference):
-        factor = 1 / b
+        factor = b.to(value.dtype).reciprocal() if isinstance(b, Tensor) else 1 / b
         return _one_sided(run, value, _scaled(a, factor, value.shape), a, apart, factor)
     db = spread(b.dense, value.ndim)
     da = spread(a.dense, value.ndim) if isinstance(a, Difference) else 0.0
@@ -141,7 +141,9 @@ def permute(run: Run, func: Any, x: Difference, *dims: Any) -> Any:
     moved = [d for i, d in enumerate(order) if i != d]
     out = Difference(value, change, run, apart=x.lies_behind(*moved))
     within = [d - (d > order[0]) for d in order[1:]]
-    out.inner = x.lies_behind(order[0]) and x.select(order[0], 0).lies_behind(*[d for i, d in enumerate(within) if i != d])
+    out.inner = x.lies_behind(order[0]) and x.select(order[0], 0).lies_behind(
+        *[d for i, d in enumerate(within) if i != d]
+    )
     return out
 
 
@@ -159,7 +161,9 @@ def total(run: Run, func: Any, x: Difference, dim: Any = None, keepdim: bool = F
     arguments = () if dim is None else (dim, keepdim)
     value = func(x.base, *arguments, **kwargs)
     dims = sorted(d % x.ndim for d in (dim or range(x.ndim))) if x.ndim else []
-    share = value.new_tensor(1.0 if func.overloadpacket is torch.ops.aten.sum else 1 / max(1, x.numel() // value.numel()))
+    share = value.new_tensor(
+        1.0 if func.overloadpacket is torch.ops.aten.sum else 1 / max(1, x.numel() // value.numel())
+    )
     if x.apart and value.ndim == 0:
         each = x.by_group * share
         return Difference(value, each.sum(1), run, each=each)

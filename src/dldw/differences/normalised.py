@@ -161,7 +161,7 @@ def nll_loss(run: Run, func: Any, x: Any, target: Any, weight: Any, reduction: i
     value, total = func(x.base, target, weight, reduction, ignore)
     kept = target != ignore
     index = target.where(kept, 0)
-    factor = -kept.to(x.dtype) if weight is None else -kept * weight[index]
+    factor = -kept.to(x.dtype) if weight is None else -(kept * weight[index])
     picked = x.dense.gather(2, index.unsqueeze(1).expand(run.members, *index.shape[:1], 1, *index.shape[1:])).squeeze(2)
     return _reduced(run, value, picked * factor, reduction, 1 / total if reduction == 1 else 1, x.lies_behind(1)), total
 
@@ -170,7 +170,9 @@ def nll_loss(run: Run, func: Any, x: Any, target: Any, weight: Any, reduction: i
 def mse_loss(run: Run, func: Any, x: Any, y: Any, reduction: int = 1) -> Any:
     value = func(*base((x, y)), reduction)
     difference = base(x) - base(y)
-    parts = [t.dense * sign for t, sign in ((x, 1), (y, -1)) if isinstance(t, Difference) and t.shape == difference.shape]
+    parts = [
+        t.dense * sign for t, sign in ((x, 1), (y, -1)) if isinstance(t, Difference) and t.shape == difference.shape
+    ]
     if len(parts) != sum(isinstance(t, Difference) for t in (x, y)):
         return NotImplemented
     d = sum(parts[1:], parts[0])
@@ -179,7 +181,9 @@ def mse_loss(run: Run, func: Any, x: Any, y: Any, reduction: int = 1) -> Any:
 
 
 @rule("binary_cross_entropy_with_logits")
-def binary_cross_entropy(run: Run, func: Any, x: Any, y: Any, weight: Any = None, pos: Any = None, reduction: int = 1) -> Any:
+def binary_cross_entropy(
+    run: Run, func: Any, x: Any, y: Any, weight: Any = None, pos: Any = None, reduction: int = 1
+) -> Any:
     if not isinstance(x, Difference) or isinstance(y, Difference) or weight is not None or pos is not None:
         return NotImplemented
     value = func(x.base, y, None, None, reduction)

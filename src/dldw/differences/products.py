@@ -26,7 +26,8 @@ def addmm(run: Run, func: Any, bias: Operand, x: Operand, w: Operand, *, beta: f
         elif not isinstance(change, Unit):
             parts.append(bias.dense.unsqueeze(1).expand(-1, *value.shape))
         elif run.reach is None:
-            raise NoDifference("a bias belongs to another layer than the weight")
+            run.refuse(NoDifference("a bias belongs to another layer than the weight"))
+            parts.append(bias.base.new_zeros(()).expand(run.members, *value.shape))
     apart = not isinstance(x, Difference) or x.lies_behind(1)
     return Difference(value, added(parts, value.shape), run, apart=apart)
 
@@ -44,7 +45,9 @@ def _product(run: Run, x: Operand, w: Operand, *, with_bias: bool = False) -> Ch
     dx, dw = (t.change if isinstance(t, Difference) else None for t in (x, w))
     if isinstance(dw, Unit):
         if run.input is not None or isinstance(x, Difference) or x.ndim != 2 or dw.row is None or dw.of_lookup:
-            raise NoDifference("a layer is used more than once, or on more than rows")
+            run.refuse(NoDifference("a layer is used more than once, or on more than rows"))
+            shape = (*x.shape[:-1], w.shape[-1])
+            return w.base.new_zeros(()).expand(run.members, *shape)
         run.input = x
         return Column(1, dw.row, _of_unit(run, dw, with_bias=with_bias))
     if isinstance(dx, Entry | Unit):
@@ -145,7 +148,7 @@ def embedding(run: Run, func: Any, weight: Difference, index: Tensor, *args: Any
         moved = _of_unit(run, change)
         return Difference(value, Column(index.ndim, change.row, moved.view(-1, *index.shape)), run, apart=True)
     if isinstance(change, Unit) and not change.of_lookup:
-        raise LookedUp("rows of the weight are looked up")
+        run.refuse(LookedUp("rows of the weight are looked up"))
     if not isinstance(change, Entry):
         return Difference(value, weight.dense[:, index], run)
     run.picked.append(index)

@@ -27,11 +27,13 @@ class Run:
 
     Args:
         members: n.
-        exact: Whether an operation without a rule ends the pass (``Inexact``).
+        exact: Whether an operation without a rule makes it useless (``Inexact``).
     """
 
     def __init__(self, members: int, *, exact: bool) -> None:
         self.members, self.exact = members, exact
+        self.refused: NoDifference | None = None
+        """Why the changes of this pass are of no use. The pass goes on without them: a loss that raises may do more than that."""
         self.valued: set[str] = set()
         """Operations without a rule, which were evaluated at both values."""
         self.held = self.most = self.largest = 0
@@ -47,6 +49,10 @@ class Run:
         self.used_whole = False
         """Whether a weight with a changed entry was used in another way than looked up."""
         self._keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+
+    def refuse(self, reason: NoDifference) -> None:
+        """Says that what the pass gives is of no use; the first reason stands."""
+        self.refused = self.refused or reason
 
     @contextmanager
     def over_members(self) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -135,7 +141,8 @@ class Difference(Tensor):
     def dense(self) -> Tensor:
         """The change of every member [n, *shape]."""
         if isinstance(self.change, Unit):
-            raise NoDifference("a layer whose units change is used in another way than as a layer")
+            self.run.refuse(NoDifference("a layer whose units change is used in another way than as a layer"))
+            return self.base.new_zeros(()).expand(self.run.members, *self.shape)
         if isinstance(self.change, Entry):
             self.run.used_whole = True
         return self.change if isinstance(self.change, Tensor) else self.change.dense(self.shape)
@@ -209,7 +216,11 @@ def _in_place(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         raise NoDifference(f"{name} writes into a tensor that something else may read")
     out = getattr(functional, func._overloadname)(*args, **kwargs)
     changed.base, changed.change, changed.apart, changed.each, changed.share = (
-        out.base, out.change, out.apart, out.each, out.share
+        out.base,
+        out.change,
+        out.apart,
+        out.each,
+        out.share,
     )
     return changed
 
@@ -230,7 +241,7 @@ def _at_both_values(run: Run, func: Any, args: Sequence[Any], kwargs: dict[str, 
                 raise NoDifference(f"{name} decides differently at changed weights")
             return value
         if run.exact:
-            raise Inexact(name)
+            run.refuse(Inexact(name))
         run.valued.add(name)
         return Difference(value, values - value, run)
 

@@ -393,10 +393,10 @@ def test_wrong_settings_of_coordinate_wise_say_so():
         dldw.CoordinateWise(loss, fraction=0)
     with pytest.raises(dldw.DldwError, match="select must be random or a mask for each parameter by name, got 'big'"):
         dldw.CoordinateWise(loss, select="big")
-    with pytest.raises(dldw.DldwError, match="the mask 'x' is for no parameter of the model. Give one boolean"):
+    with pytest.raises(dldw.DldwError, match=r"the mask 'x' is for no parameter of the model. Give one boolean"):
         dldw.CoordinateWise(loss, select={"x": torch.ones(1).bool()})(model.model, model.batch)
     with pytest.raises(
-        dldw.DldwError, match="the masks select no trainable weight, so there is nothing to nudge. Set some"
+        dldw.DldwError, match=r"the masks select no trainable weight, so there is nothing to nudge. Set some"
     ):
         dldw.CoordinateWise(loss, select={"0.bias": torch.zeros(4).bool()})(model.model, model.batch)
 
@@ -486,7 +486,7 @@ def test_curvature_leaves_the_model_as_it_was():
 
 def test_wrong_directions_say_so():
     problem = problems.mlp()
-    with pytest.raises(dldw.DldwError, match="the direction's 'x' is for no parameter of the model. Give one tensor"):
+    with pytest.raises(dldw.DldwError, match=r"the direction's 'x' is for no parameter of the model. Give one tensor"):
         dldw.directional_curvature(*problem, {"x": torch.ones(1)})
     with pytest.raises(dldw.DldwError, match=r"the direction's '0.bias' has the shape \[1\]. Give one tensor for each"):
         dldw.directional_curvature(*problem, {"0.bias": torch.ones(1)})

@@ -126,11 +126,11 @@ def _followed(objective: Objective, step: float, evaluator: Evaluator) -> _Found
     for odd, *evens in zip(found[0].odd, *(f.even for f in found), strict=True):
         largest = float(odd.abs().max()) if odd.numel() else 0.0
         rounding = torch.finfo(odd.dtype).eps * (64 * largest + 64 * size) / step**2
-        value, error = _extrapolated(
+        value, off = _extrapolated(
             [2 * even * (n / step) ** 2 for n, even in zip(_SHORTER, evens, strict=True)], rounding
         )
         values.append(value)
-        errors.append(error)
+        errors.append(off)
     return values, errors, step, "differences" + (f", values of {', '.join(valued)}" if valued else "")
 
 

@@ -14,7 +14,10 @@ from dldw.differences.changes import Column
 from dldw.differences.tensor import Difference, Run, base, rule
 
 Moves = Callable[..., Tensor]
-"""``moves(a, d, *arguments)`` is f(a + d) - f(a); d has the members in a leading dimension, a may lack it."""
+"""``moves(a, d, *arguments)`` is f(a + d) - f(a); d has the members in a leading dimension, a may lack it.
+
+It is ``NotImplemented`` for arguments that it is not written for.
+"""
 
 
 def elementwise(*names: str) -> Callable[[Moves], Moves]:
@@ -26,12 +29,13 @@ def elementwise(*names: str) -> Callable[[Moves], Moves]:
             if not isinstance(x, Difference) or any(isinstance(a, Difference) for a in (*args, *kwargs.values())):
                 return NotImplemented
             if isinstance(x.change, Column):
-                values = moves(x.change.of(x.base), x.change.values, *args, **kwargs)
-                change = values if values is NotImplemented else Column(x.change.dim, x.change.index, values)
+                a, d = x.change.of(x.base), x.change.values
             else:
-                change = moves(x.base, x.dense, *args, **kwargs)
-            if change is NotImplemented:
+                a, d = x.base, x.dense
+            moved = moves(a, d, *args, **kwargs)
+            if moved is NotImplemented:
                 return NotImplemented
+            change = Column(x.change.dim, x.change.index, moved) if isinstance(x.change, Column) else moved
             return Difference(func(x.base, *base(args), **kwargs), change, run, apart=x.apart)
 
         return moves
@@ -40,75 +44,75 @@ def elementwise(*names: str) -> Callable[[Moves], Moves]:
 
 
 @elementwise("tanh")
-def tanh(a: Tensor, d: Tensor) -> Tensor:
+def _tanh(a: Tensor, d: Tensor) -> Tensor:
     step, t, falls = torch.tanh(d), torch.tanh(a), torch.cosh(a).pow(-2)
     return step.mul(falls).div_(step.mul(t).add_(1))
 
 
 @elementwise("sigmoid")
-def sigmoid(a: Tensor, d: Tensor) -> Tensor:
+def _sigmoid(a: Tensor, d: Tensor) -> Tensor:
     grown, s = torch.expm1(d), torch.sigmoid(a)
     return grown.mul(s * torch.sigmoid(-a)).div_(grown.mul(s).add_(1))
 
 
 @elementwise("exp")
-def exp(a: Tensor, d: Tensor) -> Tensor:
+def _exp(a: Tensor, d: Tensor) -> Tensor:
     return torch.expm1(d).mul_(a.exp())
 
 
 @elementwise("expm1")
-def expm1(a: Tensor, d: Tensor) -> Tensor:
-    return exp(a, d)
+def _expm1(a: Tensor, d: Tensor) -> Tensor:
+    return _exp(a, d)
 
 
 @elementwise("log")
-def log(a: Tensor, d: Tensor) -> Tensor:
+def _log(a: Tensor, d: Tensor) -> Tensor:
     return torch.log1p(d / a)
 
 
 @elementwise("log1p")
-def log1p(a: Tensor, d: Tensor) -> Tensor:
+def _log1p(a: Tensor, d: Tensor) -> Tensor:
     return torch.log1p(d / (1 + a))
 
 
 @elementwise("sqrt")
-def sqrt(a: Tensor, d: Tensor) -> Tensor:
+def _sqrt(a: Tensor, d: Tensor) -> Tensor:
     return d / ((a + d).sqrt() + a.sqrt())
 
 
 @elementwise("rsqrt")
-def rsqrt(a: Tensor, d: Tensor) -> Tensor:
+def _rsqrt(a: Tensor, d: Tensor) -> Tensor:
     moved = a + d
     return -d / (moved * a.sqrt() + a * moved.sqrt())
 
 
 @elementwise("reciprocal")
-def reciprocal(a: Tensor, d: Tensor) -> Tensor:
+def _reciprocal(a: Tensor, d: Tensor) -> Tensor:
     return -d / (a * (a + d))
 
 
 @elementwise("sin")
-def sin(a: Tensor, d: Tensor) -> Tensor:
+def _sin(a: Tensor, d: Tensor) -> Tensor:
     return 2 * torch.sin(d / 2) * torch.cos(a + d / 2)
 
 
 @elementwise("cos")
-def cos(a: Tensor, d: Tensor) -> Tensor:
+def _cos(a: Tensor, d: Tensor) -> Tensor:
     return -2 * torch.sin(d / 2) * torch.sin(a + d / 2)
 
 
 @elementwise("neg")
-def neg(a: Tensor, d: Tensor) -> Tensor:
+def _neg(a: Tensor, d: Tensor) -> Tensor:
     return -d
 
 
 @elementwise("pow")
-def power(a: Tensor, d: Tensor, exponent: float) -> Tensor:
+def _power(a: Tensor, d: Tensor, exponent: float) -> Any:
     if exponent == 2:
         return d * (2 * a + d)
     if exponent == 3:
         return d * (3 * a * (a + d) + d * d)
-    known = {1: lambda a, d: d, 0.5: sqrt, -0.5: rsqrt, -1: reciprocal}
+    known: dict[float, Moves] = {1: lambda a, d: d, 0.5: _sqrt, -0.5: _rsqrt, -1: _reciprocal}
     return known[exponent](a, d) if exponent in known else NotImplemented
 
 
@@ -116,7 +120,7 @@ def power(a: Tensor, d: Tensor, exponent: float) -> Tensor:
 
 
 @elementwise("clamp")
-def clamp(a: Tensor, d: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+def _clamp(a: Tensor, d: Tensor, min: float | None = None, max: float | None = None) -> Any:
     if isinstance(min, Tensor) or isinstance(max, Tensor):
         return NotImplemented
     low, high = min, max
@@ -128,37 +132,37 @@ def clamp(a: Tensor, d: Tensor, min: float | None = None, max: float | None = No
 
 
 @elementwise("relu")
-def relu(a: Tensor, d: Tensor) -> Tensor:
+def _relu(a: Tensor, d: Tensor) -> Tensor:
     held = a.clamp(min=0)
     return torch.maximum(d + (a - held), -held)
 
 
 @elementwise("clamp_min")
-def clamp_min(a: Tensor, d: Tensor, low: float) -> Tensor:
-    return clamp(a, d, low)
+def _clamp_min(a: Tensor, d: Tensor, low: float) -> Tensor:
+    return _clamp(a, d, low)
 
 
 @elementwise("hardtanh")
-def hardtanh(a: Tensor, d: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
-    return clamp(a, d, low, high)
+def _hardtanh(a: Tensor, d: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
+    return _clamp(a, d, low, high)
 
 
 @elementwise("leaky_relu")
-def leaky_relu(a: Tensor, d: Tensor, slope: float = 0.01) -> Tensor:
-    above = relu(a, d)
+def _leaky_relu(a: Tensor, d: Tensor, slope: float = 0.01) -> Tensor:
+    above = _relu(a, d)
     return above + slope * (d - above)
 
 
 @elementwise("abs")
-def absolute(a: Tensor, d: Tensor) -> Tensor:
-    return 2 * relu(a, d) - d
+def _absolute(a: Tensor, d: Tensor) -> Tensor:
+    return 2 * _relu(a, d) - d
 
 
 @elementwise("elu")
-def elu(a: Tensor, d: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+def _elu(a: Tensor, d: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Any:
     if input_scale != 1:
         return NotImplemented
-    above = relu(a, d)
+    above = _relu(a, d)
     return scale * (above + alpha * (torch.expm1(d - above) * a.clamp(max=0).exp()))
 
 
@@ -167,19 +171,20 @@ def elu(a: Tensor, d: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scal
 
 @elementwise("softplus")
 def softplus(a: Tensor, d: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """The rule of softplus, which torch has straight beyond a threshold."""
     bent = torch.log1p(torch.sigmoid(beta * a) * torch.expm1(beta * d)) / beta
-    return torch.where(beta * a > threshold, d, bent)  # where torch has it straight
+    return torch.where(beta * a > threshold, d, bent)
 
 
 @rule("log_sigmoid_forward")
-def log_sigmoid(run: Run, func: Any, x: Difference) -> Any:
+def _log_sigmoid(run: Run, func: Any, x: Difference) -> Any:
     out, buffer = func(x.base)
     return Difference(out, -softplus(-x.base, -x.dense), run, apart=x.apart), buffer
 
 
 @elementwise("silu")
-def silu(a: Tensor, d: Tensor) -> Tensor:
-    step = sigmoid(a, d)
+def _silu(a: Tensor, d: Tensor) -> Tensor:
+    step = _sigmoid(a, d)
     return d * (torch.sigmoid(a) + step) + a * step
 
 
@@ -221,20 +226,21 @@ _SHORT = 0.05
 
 
 @elementwise("erf")
-def erf(a: Tensor, d: Tensor) -> Tensor:
+def _erf(a: Tensor, d: Tensor) -> Tensor:
     series = normal_series(a * math.sqrt(2), d * math.sqrt(2))
     return torch.erf(a + d) - torch.erf(a) if series is None else 2 * polynomial(d * math.sqrt(2), series)
 
 
 @elementwise("gelu")
-def gelu(a: Tensor, d: Tensor, approximate: str = "none") -> Tensor:
+def _gelu(a: Tensor, d: Tensor, approximate: str = "none") -> Tensor:
     if approximate == "none":
-        series, phi = normal_series(a, d), torch.special.ndtr(a)
+        series = normal_series(a, d)
+        phi: Tensor = torch.special.ndtr(a)
         if series is None:
-            moved = torch.special.ndtr(a + d)
+            moved: Tensor = torch.special.ndtr(a + d)
             return d * moved + a * (moved - phi)
         return polynomial(d, [phi + a * series[0], *(c + a * following for c, following in pairwise(series))])
     c, cubic = math.sqrt(2 / math.pi), 0.044715
     inner = c * (a + cubic * a**3)
-    step = tanh(inner, c * d * (1 + cubic * (3 * a * (a + d) + d * d)))
+    step = _tanh(inner, c * d * (1 + cubic * (3 * a * (a + d) + d * d)))
     return 0.5 * (d * (1 + torch.tanh(inner) + step) + a * step)

@@ -30,20 +30,17 @@ def added(changes: list[Change | None], shape: torch.Size) -> Change:
     first = some[0]
     if len(some) == 1:
         return first
-    if isinstance(first, Column) and all(
-        isinstance(c, Column) and c.dim == first.dim and c.index is first.index for c in some
-    ):
-        return Column(first.dim, first.index, sum(c.values for c in some if isinstance(c, Column)))
-    out = None
-    for c in some:
-        dense = c.dense(shape) if isinstance(c, Column) else c
-        out = dense if out is None else out + dense
-    return out
+    columns = [c for c in some if isinstance(c, Column)]
+    alike = isinstance(first, Column) and all(c.dim == first.dim and c.index is first.index for c in columns)
+    if isinstance(first, Column) and alike and len(columns) == len(some):
+        return Column(first.dim, first.index, torch.stack([c.values for c in columns]).sum(0))
+    dense = [c if isinstance(c, Tensor) else c.dense(shape) for c in some if not isinstance(c, Unit)]
+    return sum(dense[1:], dense[0])
 
 
-def _one_sided(run: Run, value: Tensor, change: Change, x: Difference, apart: bool, factor: Any = None) -> Difference:
+def _carried(run: Run, value: Tensor, change: Change, x: Difference, apart: bool, factor: Any = None) -> Difference:
     each = x.each
-    if each is not None and (value.ndim or isinstance(factor, Tensor) and factor.ndim):
+    if each is not None and (value.ndim or (isinstance(factor, Tensor) and factor.ndim)):
         each = None
     if each is not None and factor is not None:
         each = each * factor
@@ -51,7 +48,7 @@ def _one_sided(run: Run, value: Tensor, change: Change, x: Difference, apart: bo
 
 
 @rule("add", "sub", "rsub")
-def add(run: Run, func: Any, a: Operand, b: Operand, alpha: float = 1) -> Any:
+def _add(run: Run, func: Any, a: Operand, b: Operand, alpha: float = 1) -> Any:
     value = func(base(a), base(b), alpha=alpha)
     signs = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[func._schema.name.removeprefix("aten::")]
     parts: list[Change | None] = []
@@ -71,34 +68,30 @@ def add(run: Run, func: Any, a: Operand, b: Operand, alpha: float = 1) -> Any:
     apart = keeps_apart(value.shape, a, b)
     if isinstance(a, Difference) and isinstance(b, Difference):
         return Difference(value, added(parts, value.shape), run, apart=apart)
-    (x, sign), (change,) = ((a, signs[0]) if isinstance(a, Difference) else (b, signs[1])), filter(_is_change, parts)
-    return _one_sided(run, value, change, x, apart, sign)
-
-
-def _is_change(part: Change | None) -> bool:
-    return part is not None
+    x, sign = (a, signs[0]) if isinstance(a, Difference) else (b, signs[1])
+    return _carried(run, value, added(parts, value.shape), x, apart, sign)
 
 
 @rule("mul")
-def mul(run: Run, func: Any, a: Operand, b: Operand) -> Any:
+def _mul(run: Run, func: Any, a: Operand, b: Operand) -> Any:
     value = func(base(a), base(b))
     apart = keeps_apart(value.shape, a, b)
     if isinstance(a, Difference) and isinstance(b, Difference):
         da, db = (spread(t.dense, value.ndim) for t in (a, b))
         return Difference(value, da * (b.base + db) + a.base * db, run, apart=apart)
     x, factor = (a, b) if isinstance(a, Difference) else (b, a)
-    return _one_sided(run, value, _scaled(x, factor, value.shape), x, apart, factor)
+    return _carried(run, value, _scaled(x, factor, value.shape), x, apart, factor)
 
 
 @rule("div")
-def div(run: Run, func: Any, a: Operand, b: Operand, rounding_mode: str | None = None) -> Any:
+def _div(run: Run, func: Any, a: Operand, b: Operand, rounding_mode: str | None = None) -> Any:
     if rounding_mode is not None:
         return NotImplemented
     value = func(base(a), base(b))
     apart = keeps_apart(value.shape, a, b)
     if not isinstance(b, Difference):
         factor = b.to(value.dtype).reciprocal() if isinstance(b, Tensor) else 1 / b
-        return _one_sided(run, value, _scaled(a, factor, value.shape), a, apart, factor)
+        return _carried(run, value, _scaled(a, factor, value.shape), a, apart, factor)
     db = spread(b.dense, value.ndim)
     da = spread(a.dense, value.ndim) if isinstance(a, Difference) else 0.0
     return Difference(value, (da - value * db) / (b.base + db), run, apart=apart)
@@ -109,14 +102,15 @@ def _scaled(x: Difference, factor: Any, shape: torch.Size) -> Change:
         if isinstance(factor, Tensor) and factor.ndim:
             factor = x.change.of(factor.expand(shape))
         return Column(x.change.dim, x.change.index, x.change.values * factor)
-    return spread(x.dense, len(shape)) * factor
+    scaled: Tensor = spread(x.dense, len(shape)) * factor
+    return scaled
 
 
 # --- shapes and sums ----------------------------------------------------------------------------------------------------
 
 
 @rule("view", "_unsafe_view", "reshape")
-def view(run: Run, func: Any, x: Difference, size: Any) -> Any:
+def _view(run: Run, func: Any, x: Difference, size: Any) -> Any:
     value, change = func(x.base, size), x.change
     if isinstance(change, Entry) and value.shape[-len(change.shape) :] == change.shape:
         return Difference(value, change, run)
@@ -127,7 +121,7 @@ def view(run: Run, func: Any, x: Difference, size: Any) -> Any:
 
 
 @rule("t", "transpose", "permute")
-def permute(run: Run, func: Any, x: Difference, *dims: Any) -> Any:
+def _permute(run: Run, func: Any, x: Difference, *dims: Any) -> Any:
     value = func(x.base, *dims)
     if isinstance(x.change, Entry | Unit) and x.ndim == 2 and value.shape == x.shape[::-1]:
         return Difference(value, x.change.transposed() if isinstance(x.change, Entry) else x.change, run)
@@ -140,15 +134,13 @@ def permute(run: Run, func: Any, x: Difference, *dims: Any) -> Any:
     change = x.dense.permute(0, *[d + 1 for d in order])
     moved = [d for i, d in enumerate(order) if i != d]
     out = Difference(value, change, run, apart=x.lies_behind(*moved))
-    within = [d - (d > order[0]) for d in order[1:]]
-    out.inner = x.lies_behind(order[0]) and x.select(order[0], 0).lies_behind(
-        *[d for i, d in enumerate(within) if i != d]
-    )
+    first = x.of_groups
+    out.parts_apart = first is not None and order[1 : first + 1] == list(range(first))
     return out
 
 
 @rule("expand")
-def expand(run: Run, func: Any, x: Difference, size: Any, **kwargs: Any) -> Any:
+def _expand(run: Run, func: Any, x: Difference, size: Any, **kwargs: Any) -> Any:
     value = func(x.base, size, **kwargs)
     if isinstance(x.change, Entry) and value.shape[-len(x.change.shape) :] == x.change.shape:
         return Difference(value, x.change, run)
@@ -157,7 +149,7 @@ def expand(run: Run, func: Any, x: Difference, size: Any, **kwargs: Any) -> Any:
 
 
 @rule("sum", "mean")
-def total(run: Run, func: Any, x: Difference, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+def _total(run: Run, func: Any, x: Difference, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     arguments = () if dim is None else (dim, keepdim)
     value = func(x.base, *arguments, **kwargs)
     dims = sorted(d % x.ndim for d in (dim or range(x.ndim))) if x.ndim else []
@@ -175,7 +167,7 @@ def total(run: Run, func: Any, x: Difference, dim: Any = None, keepdim: bool = F
 
 
 @rule("cat", "stack")
-def cat(run: Run, func: Any, tensors: Any, dim: int = 0) -> Any:
+def _cat(run: Run, func: Any, tensors: Any, dim: int = 0) -> Any:
     value = func(base(tensors), dim)
     parts = [
         t.dense if isinstance(t, Difference) else torch.zeros_like(t).expand(run.members, *t.shape) for t in tensors
@@ -186,18 +178,17 @@ def cat(run: Run, func: Any, tensors: Any, dim: int = 0) -> Any:
 
 
 @rule("where")
-def where(run: Run, func: Any, condition: Any, a: Operand, b: Operand) -> Any:
+def _where(run: Run, func: Any, condition: Any, a: Operand, b: Operand) -> Any:
     if isinstance(condition, Difference):
         return NotImplemented
     value = func(condition, *base((a, b)))
-    change = torch.where(
-        condition, *(spread(t.dense, value.ndim) if isinstance(t, Difference) else value.new_zeros(()) for t in (a, b))
-    )
+    da, db = (spread(t.dense, value.ndim) if isinstance(t, Difference) else value.new_zeros(()) for t in (a, b))
+    change: Tensor = torch.where(condition, da, db)
     return Difference(value, change.expand(run.members, *value.shape), run, apart=keeps_apart(value.shape, a, b))
 
 
 @rule("masked_fill")
-def masked_fill(run: Run, func: Any, x: Difference, mask: Any, value: Any) -> Any:
+def _masked_fill(run: Run, func: Any, x: Difference, mask: Any, value: Any) -> Any:
     if isinstance(mask, Difference) or isinstance(value, Difference):
         return NotImplemented
     out = func(x.base, mask, value)
@@ -206,14 +197,14 @@ def masked_fill(run: Run, func: Any, x: Difference, mask: Any, value: Any) -> An
 
 
 @rule("native_dropout")
-def dropout(run: Run, func: Any, x: Difference, p: float, train: bool | None) -> Any:
+def _dropout(run: Run, func: Any, x: Difference, p: float, train: bool | None) -> Any:
     value, mask = func(x.base, p, train)
     scale = 1 / (1 - p) if train and p < 1 else 1.0
     return Difference(value, x.dense * (mask * scale), run, apart=x.apart), mask
 
 
 @rule("_to_copy")
-def copied(run: Run, func: Any, x: Difference, **kwargs: Any) -> Any:
+def _copied(run: Run, func: Any, x: Difference, **kwargs: Any) -> Any:
     value = func(x.base, **kwargs)
     if not value.is_floating_point():
         return NotImplemented
@@ -226,13 +217,14 @@ _POOLS = "avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_po
 _AT_DIM = {"select": 0, "slice": 0, "unbind": 0, "unsqueeze": 0, "split": 1, "split_with_sizes": 1, "unsafe_split": 1}
 """Operations along one dimension, and which argument names it."""
 _OTHER = (
-    "clone alias detach squeeze index_select gather index flip roll constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d cumsum tril triu "
-    "im2col unfold diagonal repeat upsample_nearest2d upsample_bilinear2d"
+    "clone alias detach squeeze index_select gather index flip roll constant_pad_nd reflection_pad1d reflection_pad2d "
+    "replication_pad1d replication_pad2d cumsum tril triu im2col unfold diagonal repeat upsample_nearest2d "
+    "upsample_bilinear2d"
 )
 
 
 @rule(*_POOLS.split(), *_AT_DIM, *_OTHER.split())
-def linear(run: Run, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+def _linear(run: Run, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Any other linear function of one tensor."""
     name = func._schema.name.removeprefix("aten::")
     if not isinstance(x, Difference) or any(isinstance(a, Difference) for a in args):
@@ -250,7 +242,7 @@ def linear(run: Run, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         dim = args[at] if len(args) > at else 0
         apart = x.lies_behind(dim) if name != "unsqueeze" else x.apart
         if name in ("select", "unbind") and dim % x.ndim == 0:
-            apart = x.inner
+            apart = x.parts_apart
     elif name in _POOLS.split():
         apart = x.lies_behind(1)
     if isinstance(here, Tensor):
@@ -258,7 +250,10 @@ def linear(run: Run, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     return type(here)(Difference(value, change, run, apart=apart) for value, change in zip(here, there, strict=True))
 
 
-@rule(*"zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty".split())
-def like(run: Run, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+_MADE = "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty"
+
+
+@rule(*_MADE.split())
+def _like(run: Run, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """What is made in the shape of a tensor."""
     return func(*base((x, *args)), **kwargs)

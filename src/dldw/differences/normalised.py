@@ -33,7 +33,7 @@ def _affine(
 
     parts: list[Change | None] = []
     if change is not None:
-        parts.append(change if w is None else change * spread(w.values.unsqueeze(1) if _moves(w) else w))
+        parts.append(change if w is None else change * spread(w.moved.unsqueeze(1) if _moves(w) else w))
     for t, factor in ((w, normal), (b, None)):
         if not _moves(t):
             continue
@@ -56,7 +56,7 @@ def _moves(t: Any) -> bool:
 
 
 @rule("native_layer_norm")
-def layer_norm(run: Run, func: Any, x: Any, shape: Any, w: Any, b: Any, eps: float) -> Any:
+def _layer_norm(run: Run, func: Any, x: Any, shape: Any, w: Any, b: Any, eps: float) -> Any:
     out, mean, rstd = func(base(x), shape, base(w), base(b), eps)
     if len(shape) > 1 and (_moves(w) or _moves(b)):
         return NotImplemented
@@ -70,7 +70,7 @@ def layer_norm(run: Run, func: Any, x: Any, shape: Any, w: Any, b: Any, eps: flo
 
 
 @rule("native_group_norm")
-def group_norm(run: Run, func: Any, x: Any, w: Any, b: Any, n: int, c: int, size: int, groups: int, eps: float) -> Any:
+def _group_norm(run: Run, func: Any, x: Any, w: Any, b: Any, n: int, c: int, size: int, groups: int, eps: float) -> Any:
     out, mean, rstd = func(*base((x, w, b)), n, c, size, groups, eps)
     grouped = base(x).reshape(n, groups, -1)
     normal = ((grouped - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)).view(base(x).shape)
@@ -81,7 +81,7 @@ def group_norm(run: Run, func: Any, x: Any, w: Any, b: Any, n: int, c: int, size
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
-def batch_norm(run: Run, func: Any, x: Any, w: Any, b: Any, mean: Any, var: Any, *rest: Any) -> Any:
+def _batch_norm(run: Run, func: Any, x: Any, w: Any, b: Any, mean: Any, var: Any, *rest: Any) -> Any:
     named = "no_training" in func._schema.name
     if (not named and rest[0]) or _moves(mean) or _moves(var):
         return NotImplemented
@@ -97,7 +97,7 @@ def batch_norm(run: Run, func: Any, x: Any, w: Any, b: Any, mean: Any, var: Any,
 
 
 @rule("_softmax", "_log_softmax", "_safe_softmax")
-def softmax(run: Run, func: Any, x: Difference, dim: int, *rest: Any, **kwargs: Any) -> Any:
+def _softmax(run: Run, func: Any, x: Difference, dim: int, *rest: Any, **kwargs: Any) -> Any:
     value = func(x.base, dim, *rest, **kwargs)
     if value.dtype != x.dtype:
         return NotImplemented
@@ -116,7 +116,7 @@ def softmax(run: Run, func: Any, x: Difference, dim: int, *rest: Any, **kwargs: 
 
 
 @rule("logsumexp")
-def logsumexp(run: Run, func: Any, x: Difference, dim: Any, keepdim: bool = False) -> Any:
+def _logsumexp(run: Run, func: Any, x: Difference, dim: Any, keepdim: bool = False) -> Any:
     dims = [d % x.ndim for d in dim]
     p = (x.base - torch.logsumexp(x.base, dims, keepdim=True)).exp()
     change = torch.log1p(growth(x.dense).mul_(p).sum([d + 1 for d in dims], keepdim))
@@ -127,7 +127,7 @@ def logsumexp(run: Run, func: Any, x: Difference, dim: Any, keepdim: bool = Fals
 
 
 @rule("max_pool2d_with_indices")
-def max_pool(run: Run, func: Any, x: Difference, *args: Any, **kwargs: Any) -> Any:
+def _max_pool(run: Run, func: Any, x: Difference, *args: Any, **kwargs: Any) -> Any:
     out, index = func(x.base, *args, **kwargs)
     column = x.change if isinstance(x.change, Column) and x.change.dim == x.ndim - 3 else None
     a = x.base.expand(run.members, *x.shape) if column is None else column.of(x.base)
@@ -155,7 +155,7 @@ def _reduced(run: Run, value: Tensor, change: Tensor, reduction: int, share: Any
 
 
 @rule("nll_loss_forward", "nll_loss2d_forward")
-def nll_loss(run: Run, func: Any, x: Any, target: Any, weight: Any, reduction: int, ignore: int) -> Any:
+def _nll_loss(run: Run, func: Any, x: Any, target: Any, weight: Any, reduction: int, ignore: int) -> Any:
     if not isinstance(x, Difference) or isinstance(target, Difference) or isinstance(weight, Difference) or x.ndim < 2:
         return NotImplemented
     value, total = func(x.base, target, weight, reduction, ignore)
@@ -167,7 +167,7 @@ def nll_loss(run: Run, func: Any, x: Any, target: Any, weight: Any, reduction: i
 
 
 @rule("mse_loss")
-def mse_loss(run: Run, func: Any, x: Any, y: Any, reduction: int = 1) -> Any:
+def _mse_loss(run: Run, func: Any, x: Any, y: Any, reduction: int = 1) -> Any:
     value = func(*base((x, y)), reduction)
     difference = base(x) - base(y)
     parts = [
@@ -181,7 +181,7 @@ def mse_loss(run: Run, func: Any, x: Any, y: Any, reduction: int = 1) -> Any:
 
 
 @rule("binary_cross_entropy_with_logits")
-def binary_cross_entropy(
+def _binary_cross_entropy(
     run: Run, func: Any, x: Any, y: Any, weight: Any = None, pos: Any = None, reduction: int = 1
 ) -> Any:
     if not isinstance(x, Difference) or isinstance(y, Difference) or weight is not None or pos is not None:

@@ -14,7 +14,7 @@ from dldw.differences.tensor import Difference, NoDifference, Run, base, rule
 
 
 @rule("addmm")
-def addmm(run: Run, func: Any, bias: Operand, x: Operand, w: Operand, *, beta: float = 1, alpha: float = 1) -> Any:
+def _addmm(run: Run, func: Any, bias: Operand, x: Operand, w: Operand, *, beta: float = 1, alpha: float = 1) -> Any:
     if beta != 1 or alpha != 1 or bias.ndim != 1:
         return NotImplemented
     value = func(*base((bias, x, w)))
@@ -33,7 +33,7 @@ def addmm(run: Run, func: Any, bias: Operand, x: Operand, w: Operand, *, beta: f
 
 
 @rule("mm", "bmm", "matmul")
-def matmul(run: Run, func: Any, x: Operand, w: Operand) -> Any:
+def _matmul(run: Run, func: Any, x: Operand, w: Operand) -> Any:
     value = func(*base((x, w)))
     apart = not isinstance(x, Difference) or x.lies_behind(x.ndim - 1 if w.ndim == 2 else x.ndim - 2)
     apart = apart and (not isinstance(w, Difference) or isinstance(w.change, Unit) or w.lies_behind(w.ndim - 2))
@@ -46,8 +46,8 @@ def _product(run: Run, x: Operand, w: Operand, *, with_bias: bool = False) -> Ch
     if isinstance(dw, Unit):
         if run.input is not None or isinstance(x, Difference) or x.ndim != 2 or dw.row is None or dw.of_lookup:
             run.refuse(NoDifference("a layer is used more than once, or on more than rows"))
-            shape = (*x.shape[:-1], w.shape[-1])
-            return w.base.new_zeros(()).expand(run.members, *shape)
+            still: Tensor = w.base.new_zeros(()).expand(run.members, *x.shape[:-1], w.shape[-1])
+            return still
         run.input = x
         return Column(1, dw.row, _of_unit(run, dw, with_bias=with_bias))
     if isinstance(dx, Entry | Unit):
@@ -69,13 +69,13 @@ def _product(run: Run, x: Operand, w: Operand, *, with_bias: bool = False) -> Ch
             picked = picked + x.dense.movedim(-1, 1)[torch.arange(run.members, device=k.device), k]
         from_w: Change = Column(x.ndim - 1, column, picked * dw.step.view(-1, *[1] * (x.ndim - 1)))
     else:
-        from_w = torch.matmul(base(x) if dx is None else x.values, w.dense)
+        from_w = torch.matmul(base(x) if dx is None else x.moved, w.dense)
     return from_w if from_x is None else added([from_x, from_w], torch.Size((*x.shape[:-1], w.shape[-1])))
 
 
 def _of_unit(run: Run, change: Unit, *, with_bias: bool = False) -> Tensor:
     """How far a unit moves in every row of the input [n, rows]."""
-    x = base(run.input)
+    x: Tensor = base(run.input)
     run.groups = len(x) // change.spots
     reach = x.abs().amax(1)
     run.reach = reach = reach.clamp(min=1) if with_bias else reach.masked_fill(reach == 0, 1)
@@ -91,7 +91,7 @@ class LookedUp(NoDifference):
 
 
 @rule("convolution")
-def convolution(run: Run, func: Any, x: Operand, w: Operand, bias: Operand, *options: Any) -> Any:
+def _convolution(run: Run, func: Any, x: Operand, w: Operand, bias: Operand, *options: Any) -> Any:
     stride, padding, dilation, transposed, _, groups = options
     value = func(*base((x, w, bias)), *options)
     parts: list[Change | None] = []
@@ -141,7 +141,7 @@ def _convolved_with_entry(
 
 
 @rule("embedding")
-def embedding(run: Run, func: Any, weight: Difference, index: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _embedding(run: Run, func: Any, weight: Difference, index: Tensor, *args: Any, **kwargs: Any) -> Any:
     value, change = func(weight.base, index, *args, **kwargs), weight.change
     if isinstance(change, Unit) and change.of_lookup and change.row is not None and run.input is None:
         run.input = F.one_hot(index.flatten(), len(weight)).to(value.dtype)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch as functorch
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dldw.differences.changes import Change, Column, Entry, Unit
 
@@ -33,7 +33,7 @@ class Run:
     def __init__(self, members: int, *, exact: bool) -> None:
         self.members, self.exact = members, exact
         self.refused: NoDifference | None = None
-        """Why the changes of this pass are of no use. The pass goes on without them: a loss that raises may do more than that."""
+        """Why the pass is of no use. It goes on all the same, so that the user's loss function sees no error of ours."""
         self.valued: set[str] = set()
         """Operations without a rule, which were evaluated at both values."""
         self.held = self.most = self.largest = 0
@@ -69,10 +69,8 @@ class Run:
         with self.over_members() as member:
             args, kwargs = tree_map_only(Each, lambda each: member(each.values), (args, kwargs))
             out = function(*args, **kwargs)
-            level = functorch.maybe_current_level()
-            return tree_map(
-                lambda t: functorch._remove_batch_dim(t, level, self.members, 0) if isinstance(t, Tensor) else t, out
-            )
+            level: Any = functorch.maybe_current_level()
+            return tree_map_only(Tensor, lambda t: functorch._remove_batch_dim(t, level, self.members, 0), out)
 
 
 class Each:
@@ -105,7 +103,7 @@ class Difference(Tensor):
         run: The pass it belongs to.
         apart: Whether, seen as [groups, ..], each group depends on the same group alone of what changed first.
         each: Of a scalar that is a sum over groups: the change of every group's part [n, groups].
-        inner: Whether every part along the first dimension is apart in this sense, as those of q, k, v in one tensor are.
+        parts_apart: Whether every part along the first dimension is apart in this sense, as q, k and v in one tensor are.
         viewed: Whether another tensor shares its memory.
         share: Of the memory that changes take.
     """
@@ -115,11 +113,11 @@ class Difference(Tensor):
     run: Run
     apart: bool
     each: Tensor | None
-    inner: bool
+    parts_apart: bool
     viewed: bool
     share: _Share
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(
@@ -129,7 +127,7 @@ class Difference(Tensor):
             cls, base.shape, strides=base.stride(), dtype=base.dtype, device=base.device
         )
         made.base, made.change, made.run = base, change, run
-        made.apart, made.each, made.inner, made.viewed = apart and run.groups > 0, each, False, False
+        made.apart, made.each, made.parts_apart, made.viewed = apart and run.groups > 0, each, False, False
         made.share = _Share(run, change)
         difference: Difference = made
         return difference
@@ -147,14 +145,20 @@ class Difference(Tensor):
             self.run.used_whole = True
         return self.change if isinstance(self.change, Tensor) else self.change.dense(self.shape)
 
-    def lies_behind(self, *dims: int) -> bool:
-        """Whether groups are apart and these dimensions count within a group, so that one may mix what lies along them."""
+    @property
+    def of_groups(self) -> int | None:
+        """How many leading dimensions count groups; None where they are not apart, or no dimensions of their own."""
         size = 1
-        for behind, length in enumerate(self.shape, 1):
+        for dims, length in enumerate(self.shape, 1):
             size *= length
             if self.apart and size % self.run.groups == 0:
-                return all(d % self.ndim >= behind for d in dims)
-        return False
+                return dims
+        return None
+
+    def lies_behind(self, *dims: int) -> bool:
+        """Whether groups are apart and these dimensions count within a group, so that one may mix what lies along them."""
+        first = self.of_groups
+        return first is not None and all(d % self.ndim >= first for d in dims)
 
     @property
     def by_group(self) -> Tensor:
@@ -162,7 +166,7 @@ class Difference(Tensor):
         return self.dense.reshape(self.run.members, self.run.groups, -1).sum(2)
 
     @property
-    def values(self) -> Tensor:
+    def moved(self) -> Tensor:
         """The value of every member [n, *shape]."""
         return self.base + self.dense
 
@@ -231,7 +235,7 @@ def _at_both_values(run: Run, func: Any, args: Sequence[Any], kwargs: dict[str, 
     if torch.Tag.nondeterministic_seeded in func.tags:
         raise NoDifference(f"{name} draws random numbers that depend on the weights")
     here = func(*base(args), **base(kwargs))
-    there = run.mapped(func, *tree_map_only(Difference, lambda t: Each(t.values), (args, kwargs)))
+    there = run.mapped(func, *tree_map_only(Difference, lambda t: Each(t.moved), (args, kwargs)))
 
     def difference(value: Any, values: Any) -> Any:
         if not isinstance(value, Tensor):

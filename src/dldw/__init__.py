@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from dldw.checking import CheckResult as CheckResult
     from dldw.checking import check as check
     from dldw.checking import check_function as check_function
+    from dldw.checking import directional_curvature as directional_curvature
+    from dldw.checking import hessian_diagonal as hessian_diagonal
     from dldw.compare.quality import Quality as Quality
     from dldw.compare.quality import quality as quality
     from dldw.directional import Directional as Directional
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from dldw.sources.activity_forward_gradient import ActivityForwardGradient as ActivityForwardGradient
     from dldw.sources.backprop import Backprop as Backprop
     from dldw.sources.contrastive_divergence import ContrastiveDivergence as ContrastiveDivergence
+    from dldw.sources.coordinate_wise import CoordinateWise as CoordinateWise
     from dldw.sources.evolution_strategy import EvolutionStrategy as EvolutionStrategy
     from dldw.sources.feedback_alignment import FeedbackAlignment as FeedbackAlignment
     from dldw.sources.finite_difference import FiniteDifference as FiniteDifference
@@ -74,6 +77,8 @@ _HOMES = {
     "CheckResult": "dldw.checking",
     "check": "dldw.checking",
     "check_function": "dldw.checking",
+    "directional_curvature": "dldw.checking",
+    "hessian_diagonal": "dldw.checking",
     "Quality": "dldw.compare.quality",
     "quality": "dldw.compare.quality",
     "Directional": "dldw.directional",
@@ -107,6 +112,7 @@ _HOMES = {
     "ActivityForwardGradient": "dldw.sources.activity_forward_gradient",
     "Backprop": "dldw.sources.backprop",
     "ContrastiveDivergence": "dldw.sources.contrastive_divergence",
+    "CoordinateWise": "dldw.sources.coordinate_wise",
     "EvolutionStrategy": "dldw.sources.evolution_strategy",
     "FeedbackAlignment": "dldw.sources.feedback_alignment",
     "FiniteDifference": "dldw.sources.finite_difference",

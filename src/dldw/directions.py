@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -161,6 +162,39 @@ class AllCoordinates(Directions):
         return Coordinates(weights, range(start, stop))
 
 
+class SomeCoordinates(Directions):
+    """A part of all weights, drawn anew for each estimate, or given.
+
+    Args:
+        fraction: Which part is drawn, at least one weight.
+
+    Attributes:
+        given: Positions among all trainable weights that take the place of drawn ones.
+    """
+
+    def __init__(self, fraction: float) -> None:
+        self.fraction = fraction
+        self.given: list[int] | None = None
+        self._order: list[int] = []
+
+    def count(self, weights: Weights) -> int:
+        return math.ceil(self.fraction * weights.size) if self.given is None else len(self.given)
+
+    def held(self, weights: Weights) -> int:
+        return _PICK
+
+    def factor(self, weights: Weights) -> float:
+        return 1.0
+
+    def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
+        if self.given is not None:
+            return Coordinates(weights, self.given[start:stop])
+        if start == 0:
+            order = torch.randperm(weights.size, generator=generator, device=weights.device)
+            self._order = order[: self.count(weights)].tolist()
+        return Coordinates(weights, self._order[start:stop])
+
+
 class Dense(Drawn):
     """Directions stored in full.
 
@@ -210,11 +244,11 @@ class Coordinates(Drawn):
 
     Args:
         weights: The weights they count through, one parameter after another.
-        picks: Positions among all trainable weights, each in 0 .. d - 1.
+        picks: Positions among all trainable weights, each in 0 .. d - 1; ``range(d)`` for all.
     """
 
     def __init__(self, weights: Weights, picks: Sequence[int]) -> None:
-        self.count = len(picks)
+        self.count, self.picks = len(picks), picks
         self.at: list[tuple[int, int]] = []
         sizes = [p.numel() for p in weights.tensors]
         for pick in picks:
@@ -223,6 +257,13 @@ class Coordinates(Drawn):
                 pick -= sizes[tensor]
                 tensor += 1
             self.at.append((tensor, pick))
+
+    def offsets(self, weights: Weights) -> list[Tensor]:
+        """Which entries of each weight, each once."""
+        each: list[set[int]] = [set() for _ in weights.tensors]
+        for tensor, offset in self.at:
+            each[tensor].add(offset)
+        return [torch.tensor(sorted(some), dtype=torch.int64, device=weights.device) for some in each]
 
     def perturbed(self, weights: Weights, row: int, scale: float) -> Sequence[Tensor]:
         tensor, offset = self.at[row]

@@ -151,7 +151,7 @@ class Evaluator:
                 if isinstance(error, DldwError):
                     raise
                 self._cannot_batch.add(objective.model)
-                _log.info("%s is evaluated one by one: %s", type(objective.model).__name__, _first_line(error))
+                _log.info("%s is evaluated one by one: %s", type(objective.model).__name__, first_line(error))
         losses = [
             objective.of_examples(movable.perturbed(weights, row, steps[row]), [t[row : row + 1] for t in tensors])
             for row in range(count)
@@ -169,7 +169,7 @@ class Evaluator:
             try:
                 losses = self._batched(objective, candidates)
             except (RuntimeError, TypeError, ValueError) as error:
-                reason = _first_line(error)
+                reason = first_line(error)
                 if self.mode == "batched":
                     if isinstance(error, DldwError):
                         raise
@@ -225,7 +225,8 @@ class Evaluator:
         return self._footprints[key]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

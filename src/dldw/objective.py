@@ -141,7 +141,7 @@ class Objective:
         """
         self._random.rewind()
         scratch = bool(self.weights.buffers) and not plain
-        with as_written(self.model, (), always=True), _forward_mode_kernels(self.model), forward_ad.dual_level():
+        with as_written(self.model, (), always=True), plain_kernels(self.model), forward_ad.dual_level():
             try:
                 if scratch:
                     self._put_scratch_buffers()
@@ -270,8 +270,8 @@ _INDEPENDENT = (
 
 
 @contextmanager
-def _forward_mode_kernels(model: nn.Module) -> Iterator[None]:
-    """Inside, attention and recurrent layers run on kernels with a forward-mode rule; the fused ones have none."""
+def plain_kernels(model: nn.Module) -> Iterator[None]:
+    """Inside, attention and recurrent layers run as the operations they consist of; fused kernels have no rules."""
     backends = torch.backends
     fused = backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:

@@ -47,6 +47,7 @@ METHODS = {
     "forward-forward": "dldw.learners.forward_forward:ForwardForward",
     "mono-forward": "dldw.learners.mono_forward:MonoForward",
     "lora": "dldw.learners.lora:LoRA",
+    "coordinate-wise": "dldw.sources.coordinate_wise:CoordinateWise",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from typing import Any, ClassVar
@@ -234,6 +234,22 @@ class Weights:
     def flat(self) -> Tensor:
         """A copy of all weights as one vector [d], in the widest dtype among them."""
         return torch.cat([p.detach().reshape(-1).to(self.dtype) for p in self.tensors])
+
+
+def masks_of_parameters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """Masks by the ``id`` of the parameter that each is for.
+
+    Raises:
+        DldwError: One fits no parameter.
+    """
+    known = dict(model.named_parameters(remove_duplicate=False))
+    found: dict[int, Tensor] = {}
+    for name, mask in masks.items():
+        if name not in known or mask.shape != known[name].shape:
+            fault = f"has the shape {list(mask.shape)}" if name in known else "is for no parameter of the model"
+            raise DldwError(f"the mask {name!r} {fault}. Give one boolean tensor for each parameter to be moved.")
+        found[id(known[name])] = mask
+    return found
 
 
 def add_to_grad(p: Tensor, estimate: Tensor) -> None:

@@ -18,6 +18,7 @@ _SETTINGS: dict[str, list[dict[str, object]]] = {
     "backprop": [{"checkpoint": True}],
     "weight-perturbation": [{"weights": 3}],
     "finite-difference": [{"central": False}, {"evaluate": "sequential"}, {"evaluate": "batched"}],
+    "coordinate-wise": [{"central": True, "fraction": 0.5}, {"reuse": False}],
     "spsa": [
         {"distribution": "gaussian"},
         {"distribution": "sphere"},

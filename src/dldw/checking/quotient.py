@@ -135,6 +135,15 @@ class Losses:
         jump = jumps[1] if kinked else 0.0
         return Quotient(narrow + (narrow - wide) / 3, abs(narrow - wide), rounding, jump, step, flat)
 
+    def bend(self, at: Callable[[float], float], step: float) -> Quotient:
+        """The second derivative at 0 of a function whose value there is ``here``."""
+        far, near = (sum(at(side * length) - self.here for side in (1, -1)) for length in (step, step / 2))
+        if not (math.isfinite(far) and math.isfinite(near)):
+            return Quotient(math.nan, math.inf, 0.0, 0.0, step)
+        wide, narrow = far / step**2, 4 * near / step**2
+        rounding = 16 * self.eps * abs(self.here) / step**2
+        return Quotient(narrow + (narrow - wide) / 3, abs(narrow - wide), rounding, 0.0, step)
+
     def search(self, direction: Direction, step: float, *, good: float, forwards: int) -> Quotient:
         """The quotient at the best step: from ``step`` on shorter or longer ones are tried while the error falls.
 
@@ -144,7 +153,13 @@ class Losses:
             good: The relative error at which the search ends.
             forwards: How many may be taken, four for each step.
         """
-        best = self.quotient(direction, step)
+        return self.best(lambda length: self.quotient(direction, length), step, good=good, forwards=forwards)[0]
+
+    def best(
+        self, measure: Callable[[float], Quotient], step: float, *, good: float, forwards: int
+    ) -> tuple[Quotient, int]:
+        """The same for any quotient that takes four forwards, and how many were taken."""
+        best = measure(step)
         spent = 4
         shorter = best.truncation + best.jump > best.rounding
         for factor in (1 / 32, 32.0) if shorter else (32.0, 1 / 32):
@@ -152,9 +167,9 @@ class Losses:
                 longest = best.step * factor <= self.scale
                 if spent + 4 > forwards or not longest or best.step * factor < self.eps * self.scale:
                     break
-                trial = self.quotient(direction, best.step * factor)
+                trial = measure(best.step * factor)
                 spent += 4
                 if not trial.error < best.error and math.isfinite(best.error):
                     break
                 best = trial
-        return best
+        return best, spent

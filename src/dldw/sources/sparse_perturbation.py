@@ -15,7 +15,7 @@ from dldw.directions import Dense, Directions, Drawn
 from dldw.errors import DldwError
 from dldw.noise import Rows, words
 from dldw.streamed import StreamedDrawn
-from dldw.weights import Weights
+from dldw.weights import Weights, masks_of_parameters
 
 Rule = Literal["magnitude", "random"]
 
@@ -96,16 +96,7 @@ class SparsePerturbation(Directional):
     def _checked(self, model: nn.Module) -> Weights:
         weights = super()._checked(model)
         if isinstance(self.select, Mapping):
-            known = dict(model.named_parameters(remove_duplicate=False))
-            masks: dict[int, Tensor] = {}
-            for name, mask in self.select.items():
-                if name not in known or mask.shape != known[name].shape:
-                    fault = f"has the shape {list(mask.shape)}" if name in known else "is for no parameter of the model"
-                    raise DldwError(
-                        f"the mask {name!r} {fault}. Give one boolean tensor for each parameter to be moved."
-                    )
-                masks[id(known[name])] = mask
-            self._masked.given = masks
+            self._masked.given = masks_of_parameters(model, self.select)
         return weights
 
 

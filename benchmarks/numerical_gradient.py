@@ -55,7 +55,7 @@ def build(name: str, dtype: Any) -> tuple[Any, Any, Any]:
         batch = torch.randn(64, 1, 28, 28).to(dtype), torch.randint(10, (64,))
     else:
         model = _transformer()
-        batch = torch.randint(65, (8, 8)), torch.randint(65, (8, 8))
+        batch = torch.randint(65, (4, 8)), torch.randint(65, (4, 8))
     return model.to(dtype), loss, batch
 
 
@@ -80,7 +80,7 @@ def _transformer() -> Any:
             return x + self.feed(x)
 
     class Transformer(nn.Module):
-        def __init__(self, tokens: int = 65, width: int = 32, heads: int = 4, length: int = 8) -> None:
+        def __init__(self, tokens: int = 65, width: int = 64, heads: int = 4, length: int = 8) -> None:
             super().__init__()
             self.token, self.place = nn.Embedding(tokens, width), nn.Embedding(length, width)
             self.blocks = nn.Sequential(Block(width, heads), Block(width, heads), nn.LayerNorm(width))

@@ -60,25 +60,24 @@ class SingleWeights(Directional):
         """How the last estimate was made."""
         self._inexact: WeakSet[nn.Module] = WeakSet()
         self._not_followed: WeakSet[nn.Module] = WeakSet()
-        self._named = ""
 
     def _estimate(self, objective: Objective, generator: torch.Generator) -> Estimate:
-        model, before = objective.model, self.path
         state = generator.get_state()
-        found = self._followed(objective, generator)
-        if found is not None:
-            self.path = self._named
-        else:
-            generator.set_state(state)
-            found = super()._estimate(objective, generator)
-            count = len(found.coefficients) * self._slope.width
-            self.path = "batched" if self._evaluator.batches(objective, count) else "one by one"
-        if self.path != before:
-            _log.info("single weights of %s are nudged by the path %r", type(model).__name__, self.path)
+        followed = self._followed(objective, generator)
+        if followed is not None:
+            found, path = followed
+            if path != self.path:
+                _log.info("single weights of %s are nudged by the path %r", type(objective.model).__name__, path)
+            self.path = path
+            return found
+        generator.set_state(state)
+        found = super()._estimate(objective, generator)
+        count = len(found.coefficients) * self._slope.width
+        self.path = "batched" if self._evaluator.batches(objective, count) else "one by one"
         return found
 
-    def _followed(self, objective: Objective, generator: torch.Generator) -> Estimate | None:
-        """The estimate by changes that are followed through the model; None where they cannot be."""
+    def _followed(self, objective: Objective, generator: torch.Generator) -> tuple[Estimate, str] | None:
+        """The estimate by changes that are followed through the model, and its path; None where they cannot be."""
         weights, evaluator = objective.weights, self._evaluator
         fine = {p.dtype for p in weights.tensors} <= {torch.float32, torch.float64}
         if (
@@ -112,8 +111,7 @@ class SingleWeights(Directional):
         objective.finish()
         loss = objective.plain_loss
         mean = objective.mean(found.loss, "at the model's own weights") if loss is None else loss
-        self._named = "differences" + (f", values of {', '.join(sorted(found.valued))}" if found.valued else "")
-        return Estimate(objective.tensor(mean), coefficients, (drawn,))
+        return Estimate(objective.tensor(mean), coefficients, (drawn,)), found.path
 
     def _nudged(self, objective: Objective, picks: list[Tensor] | None) -> tuple[Nudged, float]:
         memory, eps = self._evaluator.memory, max(torch.finfo(p.dtype).eps for p in objective.weights.tensors)

@@ -120,8 +120,7 @@ def _followed(objective: Objective, step: float, evaluator: Evaluator) -> _Found
         if isinstance(error, DldwError):
             raise
         return None
-    valued = sorted(found[0].valued)
-    size = abs(objective.mean(found[0].loss, "at the model's own weights")) if valued else 0.0
+    size = abs(objective.mean(found[0].loss, "at the model's own weights")) if found[0].valued else 0.0
     values, errors = [], []
     for odd, *evens in zip(found[0].odd, *(f.even for f in found), strict=True):
         largest = float(odd.abs().max()) if odd.numel() else 0.0
@@ -131,7 +130,7 @@ def _followed(objective: Objective, step: float, evaluator: Evaluator) -> _Found
         )
         values.append(value)
         errors.append(off)
-    return values, errors, step, "differences" + (f", values of {', '.join(valued)}" if valued else "")
+    return values, errors, step, found[0].path
 
 
 def _one_by_one(objective: Objective, step: float, evaluator: Evaluator) -> _Found:

@@ -212,13 +212,13 @@ def normal_series(a: Tensor, d: Tensor) -> list[Tensor] | None:
     if not length < _SHORT:
         return None
     eps, terms = torch.finfo(d.dtype).eps, 1
-    while (4 * length) ** terms > eps * math.factorial(terms + 1):
+    while (4 * length) ** terms > eps / 8 * math.factorial(terms + 1):
         terms += 1
     hermite = [torch.ones_like(a), a]
-    for k in range(1, terms):
+    for k in range(1, terms - 1):
         hermite.append(a * hermite[k] - k * hermite[k - 1])
     density = torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi)
-    return [h * density * ((-1) ** k / math.factorial(k + 1)) for k, h in enumerate(hermite[: terms + 1])]
+    return [h * density * ((-1) ** k / math.factorial(k + 1)) for k, h in enumerate(hermite[:terms])]
 
 
 _SHORT = 0.05

@@ -37,6 +37,11 @@ class Nudged(NamedTuple):
     even: list[Tensor]
     valued: set[str]
 
+    @property
+    def path(self) -> str:
+        """How they were found, in words."""
+        return "differences" + (f", values of {', '.join(sorted(self.valued))}" if self.valued else "")
+
 
 def nudged(
     objective: Objective,

@@ -27,6 +27,7 @@ _IDENTITY: dict[str, tuple[str, ...]] = {
     "cost": ("task", "method", "width"),
     "depth": ("task", "method", "depth"),
     "estimate": ("task", "method", "seed", "width"),
+    "sigma": ("task", "width"),
     "displacement": ("task", "method", "seed"),
     "bias": ("task", "nudge"),
     "landscape": ("task",),

@@ -17,6 +17,7 @@ _STUDIES = {
     "wider cost": "The cost of a step on the wider task",
     "landscape": "The path through the two-weight landscape",
     "estimate": "The quality of the estimate",
+    "size": "The quality of the estimate far from the task's own width",
     "displacement": "Where its steps lead",
     "companion": "Training on the companion task",
     "learning-rate": "Training over learning rates",

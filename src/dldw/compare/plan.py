@@ -11,7 +11,7 @@ from typing import Any, cast
 from dldw.compare.budget import Budget
 from dldw.compare.depth import Deepening
 from dldw.compare.displacement import Displacing
-from dldw.compare.estimate import Estimating, Nudging
+from dldw.compare.estimate import Estimating, Nudging, Sweeping
 from dldw.compare.item import SECONDS_PER_FORWARD, Item
 from dldw.compare.landscape import Mapping2d
 from dldw.compare.meter import Metering, seconds_within
@@ -25,10 +25,12 @@ from dldw.compare.share import (
     ESTIMATES,
     LANDSCAPE,
     RATES,
+    SIZES,
     curves_within,
     fitting,
     ranked,
 )
+from dldw.compare.sizes import draws_at, widths_of
 from dldw.compare.spec import Spec, parse, parse_all
 from dldw.compare.train import START, Training, forwards_per_step
 from dldw.compare.tune import Tuning
@@ -45,6 +47,8 @@ FIRST = ("backprop", "weight-perturbation", "backprop[checkpoint=true]", "random
 """What studies take before all others: what the question asks about, and the baselines."""
 NAMED = ("perceptron", "contrastive-divergence", "particle-swarm", "genetic-algorithm")
 """Whose steps are followed before those of all others but the first: the discussion names them."""
+FEW = 4
+"""Forwards of an estimate that networks far larger than the task's own leave time for."""
 CORES = 2
 """What a total is meant for: where one process runs alone, the other core waits, and that counts too."""
 
@@ -116,6 +120,9 @@ class Plan:
         items += [item for spec in shares["width"] for item in self._widths(spec, settings)]
         items += [item for spec in shares["learning-rate"] for item in self._rates(spec, settings)]
         items += [item for spec in shares["estimate"] for item in self._estimates(spec, settings)]
+        items += [item for spec in shares["size"] for item in self._far(spec, settings)]
+        if shares["size"]:
+            items += self._sweeps()
         items += [item for spec in shares["displacement"] for item in self._displacements(spec, settings)]
         if budget.nudged_weights:
             items.append(self._nudging())
@@ -148,6 +155,7 @@ class Plan:
             "wider cost": order if self.task.wider else [],
             "landscape": plain if budget.grid else [],
             "estimate": sources if budget.draws else [],
+            "size": [spec for spec in sources if self._cheap(spec)] if self._sizes else [],
             "displacement": ranked(plain, (*FIRST, *NAMED)) if budget.displacements else [],
             "companion": plain if self.task.companion and budget.companion_seeds else [],
             "learning-rate": sources if budget.factors else [],
@@ -160,6 +168,7 @@ class Plan:
             "wider cost": lambda spec: CORES * counted(self._costs(spec, {}, self.task.wider)),
             "landscape": lambda spec: counted([self._landscape([spec], {})]) - counted([self._landscape([], {})]),
             "estimate": lambda spec: counted(self._estimates(spec, {})),
+            "size": lambda spec: counted(self._far(spec, {})),
             "displacement": lambda spec: counted(self._displacements(spec, {})),
             "companion": lambda spec: counted(self._companion(spec, {})),
             "learning-rate": lambda spec: counted(self._rates(spec, {})),
@@ -176,9 +185,10 @@ class Plan:
         metered += take("wider cost", COSTS * budget.total - metered)
         left -= metered + (counted([self._nudging()]) if budget.nudged_weights else 0.0)
         left -= counted([self._landscape([], {})]) if budget.grid else 0.0
+        left -= counted(self._sweeps()) if able["size"] else 0.0
         parts = {
             "landscape": LANDSCAPE, "estimate": ESTIMATES, "displacement": DISPLACEMENTS, "companion": COMPANION,
-            "learning-rate": RATES,
+            "learning-rate": RATES, "size": SIZES,
         }  # fmt: skip
         spent = sum(take(study, part * left) for study, part in parts.items())
         take("width", left - spent)
@@ -250,6 +260,27 @@ class Plan:
             for w in widths
             for seed in range(budget.estimate_seeds)
         ]
+
+    @cached_property
+    def _sizes(self) -> list[tuple[int, int]]:
+        return widths_of(self.task, self.budget.sizes) if self.budget.draws else []
+
+    def _cheap(self, spec: Spec) -> bool:
+        """Whether its estimates have a closed form to be held against, and cost a few forwards however many weights."""
+        card, settings = spec.method.card, spec.settings(self.task.settings)
+        few = forwards_per_step(spec, settings, self.budget.sizes[-1]) <= FEW
+        return bool(card.variance) and card.claim != "exact" and few
+
+    def _far(self, spec: Spec, settings: Settings) -> list[Item]:
+        budget, frozen = self.budget, _frozen(spec.settings(settings))
+        return [
+            Estimating(self.target, self.data, spec, frozen, seed, width, draws_at(size, budget.draws), size)
+            for width, size in self._sizes
+            for seed in range(budget.estimate_seeds)
+        ]
+
+    def _sweeps(self) -> list[Item]:
+        return [Sweeping(self.target, self.data, width, size) for width, size in [(self.task.width, 0), *self._sizes]]
 
     def _displacements(self, spec: Spec, settings: Settings) -> list[Item]:
         budget, frozen = self.budget, _frozen(spec.settings(settings))

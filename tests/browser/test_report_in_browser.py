@@ -30,8 +30,8 @@ FLAGS = (
 )
 WIDTHS = (360, 768, 1400)
 CHARTS = (
-    "curves", "target", "generations", "diversity", "cost", "memory", "depth", "cosine", "quotient", "growth", "failures",
-    "landscape", "tuning",
+    "curves", "target", "generations", "diversity", "cost", "memory", "depth", "cosine", "quotient", "sigma", "growth",
+    "failures", "landscape", "tuning",
 )  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def test_no_text_overlaps_in_any_chart(visit: Any, width: int) -> None:
 
 def test_one_chip_filters_every_chart_and_table(visit: Any) -> None:
     seen = visit()
-    everywhere = [c for c in CHARTS if c not in ("quotient", "depth", "generations", "diversity")]  # without the method
+    everywhere = [c for c in CHARTS if c not in ("quotient", "sigma", "depth", "generations", "diversity")]  # without
     before = {c: seen.marks(c) for c in everywhere}
     seen.page.click(f'.chip[data-method="{NUDGE}"]')
     seen.page.wait_for_timeout(700)

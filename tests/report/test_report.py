@@ -219,6 +219,7 @@ def test_every_kind_of_record_has_its_chart(results: Any) -> None:
         "depth",
         "cosine",
         "quotient",
+        "sigma",
         "growth",
         "failures",
         "landscape",
@@ -231,6 +232,7 @@ def test_every_kind_of_record_has_its_chart(results: Any) -> None:
         ("depth", {"depth"}),
         ("estimate", {"cosine"}),
         ("bias", {"quotient"}),
+        ("sigma", {"sigma"}),
         ("landscape", {"landscape"}),
         ("tuning", {"tuning"}),
     ):

@@ -16,6 +16,7 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from dldw.report.charts import Chart, Look, charts, looks
+from dldw.report.estimates import table
 from dldw.report.intervals import Reach, bootstrap
 from dldw.report.results import Results, cost_of, ends_of
 from dldw.report.verdicts import headline, verdicts
@@ -26,7 +27,7 @@ SECTIONS = (
     ("populations", "What populations do", ("generations", "diversity")),
     ("price", "What one step costs", ("cost", "memory")),
     ("layers", "What depth costs", ("depth",)),
-    ("estimate", "How good the estimate is", ("cosine", "quotient")),
+    ("estimate", "How good is each estimate", ("cosine", "quotient", "sigma")),
     ("size-and-settings", "What size and settings do", ("growth", "failures")),
     ("descent", "A picture of the descent", ("landscape",)),
     ("settings", "The price of good settings", ("tuning",)),
@@ -72,6 +73,7 @@ def render(results: Results) -> str:
         swatch=lambda label: _swatch(styles[label]),
         rows=[_row(results, label) for label in results.labels],
         cards=results.methods,
+        estimates=table(results),
         settings=_settings,
         missing=results.missing(),
         notes=[note["text"] for note in results.notes],

@@ -23,6 +23,7 @@ from dldw.compare.records import (
     MethodRecord,
     Note,
     Run,
+    Sigma,
     TaskRecord,
     Tuning,
 )
@@ -49,6 +50,7 @@ class Results:
     costs: list[Cost] = field(default_factory=list)
     depths: list[Depth] = field(default_factory=list)
     estimates: list[Estimate] = field(default_factory=list)
+    sigmas: list[Sigma] = field(default_factory=list)
     displacements: list[Displacement] = field(default_factory=list)
     biases: list[Bias] = field(default_factory=list)
     landscapes: list[Landscape] = field(default_factory=list)
@@ -127,6 +129,7 @@ _TABLES = {
     "cost": "costs",
     "depth": "depths",
     "estimate": "estimates",
+    "sigma": "sigmas",
     "displacement": "displacements",
     "bias": "biases",
     "landscape": "landscapes",
@@ -141,6 +144,7 @@ _KEYS = {
     "ends": ("study", "task", "method", "seed", "width", "factor"),
     "costs": ("task", "method", "width"),
     "depths": ("task", "method", "depth"),
+    "sigmas": ("task", "width"),
     "paths": ("task", "method"),
     "landscapes": ("task",),
     "tunings": ("task", "method", "trial"),

@@ -107,6 +107,7 @@ class Estimating(MethodItem):
             "cosine": found.cosine,
             "cosine_low": found.cosine_interval[0],
             "cosine_high": found.cosine_interval[1],
+            "cosine_rms": abs(found.cosine) if found.cosine_rms is None else found.cosine_rms,
             "relative_variance": found.variance,
             "variance_low": None if found.variance_interval is None else found.variance_interval[0],
             "variance_high": None if found.variance_interval is None else found.variance_interval[1],

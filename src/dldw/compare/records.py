@@ -163,6 +163,7 @@ class Estimate(TypedDict):
     relative_variance: float | None  # E|ghat - E ghat|^2 / |g|^2; single weights scaled by d/k, so that E ghat = g
     relative_bias: float | None  # |E ghat - g| / |g|, as far as the draws show it: 0 where it may be 0 (95 %)
     theory_variance: float | None  # closed form where the card's method has one: (d-1)/n, (d+1)/n, ...
+    cosine_rms: NotRequired[float]  # the root mean square of the cosine, whose closed form is 1 / sqrt(1 + variance)
     variance_low: NotRequired[float | None]  # 95 % interval
     variance_high: NotRequired[float | None]
     bias: NotRequired[float | None]  # the bias itself, whose 95 % interval begins at relative_bias

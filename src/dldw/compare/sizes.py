@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dldw.compare.meter import flops
+from dldw.tasks.classification import Classification
 from dldw.tasks.task import Task
 from dldw.weights import Weights
 
@@ -23,10 +24,11 @@ def widths_of(task: Task, sizes: Iterable[int]) -> list[tuple[int, int]]:
     """Pairs (width, size): hidden units that give the network about ``size`` weights.
 
     A network whose weights each take part in many products for an example, as those of a convolution do, takes longer at the
-    same size. What would take longer than an MLP of the largest size is left out.
+    same size. What would take longer than an MLP of the largest size is left out, and so are tasks that do not classify
+    fixed-size examples: their batches need not suit other widths, nor need a forward pass take longer for its weights.
     """
     wanted, own = sorted(sizes), task.width
-    if own is None or not wanted:
+    if own is None or not wanted or not isinstance(task, Classification):
         return []
     widths = [max(1, own // 2), max(2, own), 2 * max(2, own)]
     counts = [Weights(task.model(0, width)).size for width in widths]
@@ -42,7 +44,9 @@ def widths_of(task: Task, sizes: Iterable[int]) -> list[tuple[int, int]]:
             root = (size - rest) / linear
         else:
             root = (-linear + max(0.0, linear**2 + 4 * square * (size - rest)) ** 0.5) / (2 * square)
-        found.append((max(1, round(root)), size))
+        found.append(
+            (2 * round(root / 2) if root > own else max(1, round(root)), size)
+        )  # halves and heads want an even one
     return found
 
 

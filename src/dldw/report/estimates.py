@@ -22,8 +22,8 @@ class Figure(NamedTuple):
 
     @property
     def known(self) -> bool:
-        """Whether there is an interval."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
+        """Whether there is an interval, and more to it than one point."""
+        return math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high
 
     def said(self, show: Callable[[float], str] = number) -> str:
         """'12 (10 to 14)'."""
@@ -91,7 +91,7 @@ def table(results: Results) -> list[dict[str, str]]:
         buys, variance, closed = decrease_of(found), variance_of(found), closed_form(found)
         cosine = over_points(found, "cosine", "cosine_low", "cosine_high")
         error = over_points(found, "relative_error", "relative_error", "relative_error")
-        bias = over_points(found, "bias", "relative_bias", "bias_high")
+        bias = _range(found, "bias", "relative_bias", "bias_high")
         row = {
             "method": label,
             "cosine": _cell(cosine),
@@ -103,6 +103,15 @@ def table(results: Results) -> list[dict[str, str]]:
         }
         rows.append((-buys.value if buys else math.inf, row))
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+
+
+def _range(records: Iterable[Any], key: str, low: str, high: str) -> Figure | None:
+    """The mean of a figure and the range of its intervals: zero is in it where it may be zero at any point."""
+    rows = [r for r in records if r.get(key) is not None]
+    if not rows:
+        return None
+    ends = [min(r[low] for r in rows), max(math.inf if r[high] is None else r[high] for r in rows)]
+    return Figure(math.fsum(r[key] for r in rows) / len(rows), *ends)
 
 
 def _cell(figure: Figure | None, least: float = -math.inf) -> str:

@@ -39,7 +39,14 @@ def sigma(results: Results) -> Chart | None:
     dash = alt.StrokeDash(
         "network:N",
         scale=alt.Scale(domain=names, range=[[1, 0], [8, 3], [4, 2], [2, 2], [1, 3]]),
-        legend=alt.Legend(title="weights", orient="top", symbolStrokeWidth=2),
+        legend=alt.Legend(
+            title="weights",
+            orient="bottom",
+            symbolSize=500,
+            labelColor=alt.expr("ink"),
+            titleColor=alt.expr("ink"),
+            symbolStrokeColor=alt.expr("ink"),
+        ),
     )
     tooltip = [
         alt.Tooltip("weights:Q", format=","),
@@ -76,6 +83,7 @@ def sigma(results: Results) -> Chart | None:
         "valley; dashed: the usual 0.001. Smaller steps drown in rounding, larger ones bend away from the tangent.",
         {"rows": rounded(rows)},
         {"": kit.finish(layers, 320)},
+        wide=True,
     )
 
 

@@ -4,9 +4,9 @@ A population of 256 on networks for images of the size of digits (1,437 rows are
 64-32-10, a small CNN and a small transformer. What is timed is a step as a user has it: ``Search.step`` or ``Descent.step``
 here; ask, losses and tell compiled as one function in evosax; a step of the workflow in EvoX, eager and compiled; a
 generation of PyGAD whose fitness function takes the population at once; the update written out in NumPy. The matrix products
-alone are the limit for what materialises its weights. All sides take turns on the same cores: in a
-turn two generations uncounted, then five of which the mean is taken (of PyGAD, a second each, one). Memory is the allocator's peak
-in two steps of ours, beside the bound of the evaluator.
+alone are the limit for what materialises its weights. All sides take turns on the same cores: in a turn two generations
+uncounted, then five of which the mean is taken (of PyGAD, a second each, one). Memory is the allocator's peak in two steps
+of ours, beside the bound of the evaluator.
 
     python benchmarks/generations.py --evosax PYTHON --evox PYTHON --pygad PYTHON [--threads 2] [--rounds 40]
         [--only TEXT] [--out benchmarks/results/generations.json]

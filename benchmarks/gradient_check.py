@@ -1,6 +1,8 @@
 """Tools that check gradients, on the same wrong and right gradients, and what they cost as the model grows.
 
-    python -m benchmarks.gradient_check [--only corpus|cost] [--sizes 1000 100000 ...] [--out FILE]
+    python -m benchmarks.gradient_check [--only corpus|cost] [--sizes 1000 100000 ...] [--out FILE] [--docs PAGE]
+
+What is not measured anew stays in FILE. With ``--docs docs/gradient-check.md`` the table of that page is written from FILE.
 
 The corpus is that of tests/check_corpus.py. ``gradcheck`` runs as it comes, on the mean loss as a function of the parameters;
 an exception of it counts as an alarm, and the parameter that its text names as the location. ``scipy.optimize.check_grad``
@@ -23,6 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.tables import corpus as corpus_lines
+from benchmarks.tables import put
 from scipy.optimize import check_grad
 from tests.check_corpus import RIGHT, WRONG
 from torch import nn
@@ -186,6 +190,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**3, 10**4, 10**5, 10**6, 10**7, 10**8])
     parser.add_argument("--slow", type=int, default=10**4, help="weights up to which gradcheck's slow mode runs")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--docs", type=Path, help="a page with the comments around its table, which is written anew")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     results: dict[str, Any] = {}
@@ -197,7 +202,11 @@ def main() -> None:
         show_cost(results["cost"])
     if arguments.out:
         machine = {"processor": platform.machine(), "threads": arguments.threads, "torch": torch.__version__}
-        arguments.out.write_text(json.dumps({"machine": machine, **results}, indent=1) + "\n")
+        kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+        results = {**kept, "machine": machine, **results}
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    if arguments.docs:
+        put(arguments.docs, "corpus", corpus_lines(results["corpus"]))
 
 
 if __name__ == "__main__":

@@ -262,6 +262,7 @@ def made_up(
         _costs(w)
         + _depths(w)
         + _estimates(w)
+        + _sigmas()
         + _displacements(w)
         + _quotients(w)
         + _two_weights(w)
@@ -446,8 +447,20 @@ def _estimates(w: World) -> list[Record]:
                     }
                     | {"cosine": value, "cosine_low": 0.94 * value, "cosine_high": 1.06 * value, "relative_bias": 0.02}
                     | {"relative_variance": 1 / value**2 - 1, "theory_variance": theory}
+                    | {"variance_low": 0.8 / value**2 - 1, "variance_high": 1.2 / value**2 - 1}
+                    | {"bias": 0.05, "bias_high": 0.09, "relative_error": 1 / value, "forwards": 2.0, "seconds": 3e-4}
+                    | {"decrease": value**2, "decrease_low": 0.5 * value**2, "decrease_high": 1.5 * value**2}
                 )
     return records
+
+
+def _sigmas() -> list[Record]:
+    sigma = [4.0**power for power in range(-11, 2)]
+    return [
+        {"kind": "sigma", "task": "digits", "width": width, "weights": d, "dtype": "float32", "sigma": sigma}
+        | {"error": [s**2 + 1e-7 / s for s in sigma], "recommended": 4.0**-4 if d > 1000 else 4.0**-3}
+        for width, d in WEIGHTS.items()
+    ]
 
 
 def _quotients(w: World) -> list[Record]:

@@ -16,13 +16,14 @@ from torch import nn
 
 from dldw.compare.budget import BUDGETS, parse_budget
 from dldw.compare.displacement import Displacing
-from dldw.compare.estimate import Estimating, Nudging, exact_gradient, trained_point
+from dldw.compare.estimate import Estimating, Nudging, Sweeping, exact_gradient, trained_point
 from dldw.compare.generation import generation
 from dldw.compare.landscape import Mapping2d, TwoWeights
 from dldw.compare.meter import Metering, flops, peak_bytes
 from dldw.compare.plan import BASELINES, make_plan
 from dldw.compare.run import run
 from dldw.compare.sampled import distance
+from dldw.compare.sizes import widths_of
 from dldw.compare.spec import Spec, parse, parse_all
 from dldw.compare.statistics import log_spaced, mean_interval, median_time, share_interval, t95
 from dldw.compare.summary import summarise
@@ -34,6 +35,7 @@ from dldw.learner import Search
 from dldw.registry import method, methods
 from dldw.searcher import Searcher
 from dldw.tasks import load_task
+from dldw.tasks.digits import Digits
 from dldw.tasks.task import tuned
 from tests.harness import OF_ANOTHER_KIND, TINY, Silent, lines
 
@@ -389,7 +391,7 @@ def test_every_piece_of_work_is_there_once() -> None:
     settings = plan.task.settings
     keys = [key for item in plan.studies(settings, settings) + plan.metering(settings) for key in item.keys]
     assert len(set(keys)) == len(keys)
-    assert {k[0] for k in keys} == {"end", "estimate", "displacement", "bias", "landscape", "path", "cost"}
+    assert {k[0] for k in keys} == {"end", "estimate", "sigma", "displacement", "bias", "landscape", "path", "cost"}
 
 
 def test_settings_a_method_cannot_be_built_with_are_found_before_any_work() -> None:
@@ -505,6 +507,79 @@ def test_the_variance_of_a_random_direction_is_that_of_theory(name: str) -> None
     assert record["relative_variance"] == pytest.approx(record["theory_variance"], rel=0.2)
     assert record["theory_variance"] in (309, 311)
     assert record["relative_bias"] == pytest.approx(0, abs=0.3)
+
+
+def test_every_point_has_a_stream_of_its_own() -> None:
+    """One seed for all would let the same chance speak at every point."""
+    cosines = set()
+    for label in ("spsa", "spsa[sigma=0.01]", "spsa[evaluate=sequential]"):  # the same method by three names
+        (record,) = Estimating("digits", None, parse(label), (("sigma", 0.01),), seed=0, width=4, draws=5).run()
+        assert record["kind"] == "estimate"
+        cosines.add(record["cosine"])
+    assert len(cosines) == 3
+
+
+def test_what_a_step_buys_is_measured_at_the_width_of_the_task() -> None:
+    (exact,) = Estimating("digits", None, parse("backprop"), (), seed=0, width=32, draws=30).run()
+    (rough,) = Estimating("digits", None, parse("spsa"), (), seed=0, width=32, draws=30).run()
+    (other,) = Estimating("digits", None, parse("spsa"), (), seed=0, width=4, draws=3).run()
+    assert exact["kind"] == rough["kind"] == other["kind"] == "estimate"
+    assert (exact["forwards"], rough["forwards"]) == (3, 2)
+    assert (exact["decrease"] or 0) / 3 > 5 * (rough["decrease"] or 0) / 2
+    assert (exact["decrease"] or 0) > 0
+    assert other["decrease"] is None
+
+
+class Square(Digits):
+    """Digits with as many hidden layers' weights as the square of the width."""
+
+    def network(self, width: int) -> torch.nn.Module:
+        return torch.nn.Sequential(
+            torch.nn.Linear(64, width), torch.nn.Linear(width, width), torch.nn.Linear(width, 10)
+        )
+
+
+class Convolving(Digits):
+    """Digits with a convolution, each weight of which meets many pixels."""
+
+    def network(self, width: int) -> torch.nn.Module:
+        layers = torch.nn.Conv2d(1, width, 3), torch.nn.Flatten(), torch.nn.Linear(width * 36, 10)
+        return torch.nn.Sequential(torch.nn.Unflatten(1, (1, 8, 8)), *layers)
+
+
+@pytest.mark.parametrize("task", [Digits, Square])
+def test_widths_far_from_the_own_one_have_about_so_many_weights(task: type[Digits]) -> None:
+    made = task()
+    found = widths_of(made, (10**4, 10**5, 10**6))
+    for width, size in found:
+        assert sum(p.numel() for p in made.network(width).parameters()) == pytest.approx(size, rel=0.05)
+    assert [size for _, size in found] == [10**4, 10**5, 10**6]
+    assert widths_of(load_task("digits"), (100,)) == [(1, 100)]
+
+
+def test_networks_that_would_take_longer_than_an_mlp_of_that_size_are_left_out() -> None:
+    assert [size for _, size in widths_of(Convolving(), (10**3, 10**5, 10**6))] == [10**3, 10**5]
+    assert widths_of(load_task("quadratic"), (10**3,)) == []
+
+
+def test_far_from_the_own_width_fewer_estimates_are_drawn_of_cheap_methods_with_a_closed_form() -> None:
+    plan = make_plan("digits", ["spsa", "evolution-strategy", "finite-difference"], budget=BUDGETS["default"])
+    far = [item for item in plan.studies({}, {}) if isinstance(item, Estimating) and item.size]
+    assert {item.label for item in far} == {"spsa"}
+    assert {item.size: item.draws for item in far} == {10**2: 200, 10**5: 200, 10**6: 20}
+    swept = [item.width for item in plan.studies({}, {}) if isinstance(item, Sweeping)]
+    assert sorted(swept, key=str) == sorted([32, *{item.width for item in far}], key=str)
+    assert max(BUDGETS["full"].sizes) == 10**7
+
+
+def test_truncation_of_the_slope_grows_with_the_square_of_sigma_at_every_width() -> None:
+    for width, size in ((4, 0), (8, 609)):
+        (record,) = Sweeping("digits", None, width, size).run()
+        assert record["kind"] == "sigma"
+        errors = dict(zip(record["sigma"], record["error"], strict=True))
+        assert (errors[4.0**-2] or 0) / (errors[4.0**-3] or 1) == pytest.approx(16, rel=0.15)
+        assert errors[record["recommended"]] == pytest.approx(min(e for e in errors.values() if e is not None), rel=1)
+        assert 1e-4 < record["recommended"] < 1e-2
 
 
 def test_ranks_have_a_direction_and_no_size_to_judge() -> None:

@@ -10,6 +10,10 @@ import torch
 from torch import nn
 
 import dldw
+from dldw.compare import quality as measuring
+from dldw.compare.estimate import exact_gradient, trained_point
+from dldw.compare.sampled import distance
+from dldw.tasks import load_task
 from tests.contract.problems import QuadraticProblem
 
 
@@ -105,6 +109,61 @@ def test_drawing_stops_when_the_interval_is_narrow():
     half = (found.cosine_interval[1] - found.cosine_interval[0]) / 2
     assert half <= 0.05 * found.cosine
     assert quadratic(spsa, draws=5000, narrow=0.02).draws > found.draws
+
+
+def test_the_interval_of_the_variance_holds_the_closed_form_in_19_streams_of_20():
+    problem, held = QuadraticProblem(), 0
+    for seed in range(60):
+        source = dldw.SPSA(problem.loss, generator=seeded(seed))
+        found = measuring.measure(source, problem.gradient, problem.model, None, draws=100, narrow=0)
+        held += found.variance_interval[0] <= 5 <= found.variance_interval[1]
+    assert 51 <= held < 60
+
+
+def test_on_digits_the_variance_of_spsa_is_that_of_the_closed_form_over_many_streams():
+    """One stream of 300 estimates strays by 8 % (the standard deviation of a mean of 300 squares); their mean does not."""
+    task = load_task("digits")
+    model, batch = trained_point(task, 0, 4)
+    gradient, found = exact_gradient(task, model, batch).double(), []
+    for seed in range(20_000, 20_012):
+        source = dldw.SPSA(task.loss, generator=seeded(seed))
+        found.append(measuring.measure(source, gradient, model, batch, draws=300, narrow=0).variance / 309)
+    assert sum(found) / len(found) == pytest.approx(1, abs=0.08)
+    assert 0.03 < torch.tensor(found).std() < 0.16
+
+
+def test_the_interval_of_a_bias_holds_it_beside_noise():
+    generator, held = seeded(), 0
+    for _ in range(100):
+        errors = torch.randn(10, 300, generator=generator, dtype=torch.float64)
+        errors[:, 0] += 5
+        held += distance(errors)[1] <= 25 <= distance(errors)[2]
+    assert 86 <= held < 100
+
+
+def test_the_predicted_cosine_is_the_root_mean_square_of_the_measured_ones():
+    found = quadratic(lambda loss: dldw.SPSA(loss, generator=seeded()), draws=2000, narrow=0)
+    assert found.cosine_rms == pytest.approx(1 / math.sqrt(6), rel=0.05)
+    assert found.cosine < 0.9 * found.cosine_rms
+    assert f"root mean square {found.cosine_rms:.3g}, predicted 0.408" in str(found)
+
+
+def test_of_a_large_model_the_variance_is_told_and_the_bias_is_not(monkeypatch):
+    whole = quadratic(lambda loss: dldw.SPSA(loss, generator=seeded()), draws=50)
+    monkeypatch.setattr(measuring, "HELD", 1)
+    found = quadratic(lambda loss: dldw.SPSA(loss, generator=seeded()), draws=50)
+    assert found.variance == pytest.approx(whole.variance)
+    assert (found.bias, found.bias_interval, found.error) == (None, None, None)
+
+
+def test_a_source_without_a_loss_is_held_against_its_own_mean():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        rbm = dldw.nn.RBM(6, 4)
+    batch = torch.bernoulli(torch.full((40, 6), 0.7), generator=seeded())
+    found = dldw.quality(dldw.ContrastiveDivergence(generator=seeded()), model=rbm, batch=batch, draws=40)
+    assert (found.exact, found.bias, found.decrease) == (False, None, None)
+    assert 0.3 < found.cosine <= 1
 
 
 class Steps(nn.Module):

@@ -30,7 +30,8 @@ FLAGS = (
 )
 WIDTHS = (360, 768, 1400)
 CHARTS = (
-    "curves", "target", "generations", "diversity", "budgets", "cost", "memory", "depth", "cosine", "quotient", "growth",
+    "curves", "target", "generations", "diversity", "budgets", "cost", "memory", "depth", "cosine", "quotient", "sigma",
+    "growth",
     "failures", "landscape", "tuning",
 )  # fmt: skip
 
@@ -143,7 +144,7 @@ def test_no_text_overlaps_in_any_chart(visit: Any, width: int) -> None:
 
 def test_one_chip_filters_every_chart_and_table(visit: Any) -> None:
     seen = visit()
-    without = ("quotient", "depth", "generations", "diversity", "budgets")
+    without = ("quotient", "sigma", "depth", "generations", "diversity", "budgets")
     everywhere = [c for c in CHARTS if c not in without]  # the method
     before = {c: seen.marks(c) for c in everywhere}
     seen.page.click(f'.chip[data-method="{NUDGE}"]')

@@ -25,6 +25,7 @@ pytest.importorskip("altair", reason="the report's extra is not installed")
 
 from dldw.report import write
 from dldw.report.charts import CHARTS, Chart, charts, looks
+from dldw.report.estimates import HEAD, lines
 from dldw.report.page import SECTIONS, render
 from dldw.report.tables import tables
 
@@ -221,6 +222,7 @@ def test_every_kind_of_record_has_its_chart(results: Any) -> None:
         "depth",
         "cosine",
         "quotient",
+        "sigma",
         "growth",
         "failures",
         "landscape",
@@ -234,10 +236,63 @@ def test_every_kind_of_record_has_its_chart(results: Any) -> None:
         ("fit", {"budgets"}),
         ("estimate", {"cosine"}),
         ("bias", {"quotient"}),
+        ("sigma", {"sigma"}),
         ("landscape", {"landscape"}),
         ("tuning", {"tuning"}),
     ):
         assert {chart.id for chart in charts(results(without=[kind]))} == drawn - gone
+
+
+def test_the_table_of_estimates_has_the_figures_of_the_records_the_best_buy_first(results: Any) -> None:
+    found = results(World(cosine={NUDGE: 0.02, "spsa": 0.1}, cosine_power=0.0, seeds=1))
+    rows = dict(lines(found))
+    assert list(rows) == ["spsa", NUDGE]
+    assert dict(zip(HEAD, rows["spsa"], strict=True)) == {
+        "Cosine": "0.1 (0.094 to 0.11)",
+        "Relative error": "10",
+        "Bias": "0.05 (0.02 to 0.09)",
+        "Variance, closed form": "2,410",
+        "Variance, measured": "99 (79 to 120)",
+        "Loss per forward": "0.005 (0.0025 to 0.0075)",
+    }
+    page = unescape(render(found))
+    section = page[page.index('<section id="estimate">') : page.index('<section id="size-and-settings">')]
+    assert "How good is each estimate at 2,410 weights" in section
+    assert "spsa gives the most: 0.005" in section
+    assert all(text in section for cells in rows.values() for text in cells)
+    assert 'id="estimates"' not in render(results(without=["estimate"]))
+
+
+def test_the_closed_form_is_drawn_through_the_points_of_each_method_that_has_one(results: Any) -> None:
+    chart = next(chart for chart in charts(results()) if chart.id == "cosine")
+    assert list(chart.specs) == ["variance", "cosine"]
+    for row in chart.rows["rows"]:
+        known = {"evolution-strategy": None, "forward-gradient": row["weights"] + 1}
+        closed = known.get(row["method"], row["weights"] - 1)
+        assert row.get("variance closed") == closed
+        if closed:
+            assert row["cosine closed"] == pytest.approx((1 + closed) ** -0.5, rel=1e-4)
+        assert row["variance low"] < row["variance"] < row["variance high"]
+    assert "Left out: networks above 38,400 weights; dldw compare --budget full goes to 10 million." in chart.note
+
+
+def test_sizes_far_from_the_own_one_are_said_to_rest_on_fewer_estimates(tmp_path: Path) -> None:
+    records = made_up()
+    records[0]["config"]["budget"] = {"name": "full", "sizes": [100, 10**7]}
+    far = {"kind": "estimate", "task": "digits", "method": "spsa", "seed": 0, "width": 133333, "weights": 9_999_985}
+    far |= {"draws": 10, "cosine": 3e-4, "cosine_low": 1e-4, "cosine_high": 5e-4, "relative_bias": None}
+    save([*records[:-1], far | {"relative_variance": 1e7, "theory_variance": 9_999_984.0}, records[-1]], tmp_path)
+    chart = next(chart for chart in charts(read(tmp_path)) if chart.id == "cosine")
+    assert "at the first weights and with fewer estimates: 10 at 10\u00a0million weights" in chart.note
+    assert chart.note.endswith("Left out: networks above 10\u00a0million weights.")
+
+
+def test_the_valley_of_sigma_is_drawn_for_every_size_with_what_is_recommended(results: Any) -> None:
+    chart = next(chart for chart in charts(results()) if chart.id == "sigma")
+    best = {r["weights"]: r["sigma"] for r in chart.rows["rows"] if r["at"] == "recommended"}
+    assert best == pytest.approx({610: 4.0**-3, 2410: 4.0**-4, 9610: 4.0**-4, 38410: 4.0**-4}, rel=1e-4)
+    assert "least around sigma = 0.016 at 610 weights and around 0.0039 at 38,400" in chart.sentence
+    assert f"At the usual 0.001 it is at most {number(100 * (2.0**-20 + 1e-7 * 2**10))}\u00a0%" in chart.sentence
 
 
 def populations(w: World | None = None) -> World:
@@ -468,7 +523,7 @@ def test_figures_read_as_a_person_writes_them() -> None:
 
 def test_the_two_tables_hold_what_was_recorded_and_say_how_it_was_made_equal(results: Any) -> None:
     found = results()
-    memory, time = tables(found)
+    memory, time = [table for table in tables(found) if table.section == "equal"]
     rows = dict(memory.rows)
     assert list(rows) == [CHECKPOINT, "spsa", BACKPROP]  # the best first, what does not fit last
     assert rows[BACKPROP] == ["none", "176\u00a0KiB with one row", "does not fit", "–"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dldw.report.estimates import over_points
 from dldw.report.growth import growth_of_noise, growth_of_ratio
 from dldw.report.intervals import Reach, bootstrap, ratio
 from dldw.report.results import Results, read
@@ -123,6 +124,30 @@ def test_the_ruling_follows_from_the_truth(
         assert verdict.figure != "–"
         assert verdict.interval
         assert verdict.meaning.endswith(".")
+
+
+def test_claim_four_has_the_variance_with_its_interval_beside_the_closed_form(results: Any) -> None:
+    said = noise(results(world(seeds=2, cosine={NUDGE: 0.02}))).meaning
+    assert "a variance of 2,450 (2,100 to 2,800) times the squared gradient, where the closed form says 2,410;" in said
+
+
+def test_claim_six_has_what_a_forward_buys_with_and_without_the_gradient(tmp_path: Path) -> None:
+    exact = dict.fromkeys((BACKPROP,), 1.0)
+    save(made_up(world(seeds=1, cosine=exact | {"spsa": 0.1}, cosine_power=0.0)), tmp_path)
+    said = only_without_gradient(read(tmp_path)).meaning
+    assert "each forward spent on evolution-strategy, the best of them, takes 0.0072 (0.0036 to 0.011) off the" in said
+    assert "and each spent on back-propagation 0.5 (0.25 to 0.75)." in said
+
+
+def test_what_was_measured_at_two_points_is_put_together_as_independent() -> None:
+    both = [{"x": 10.0, "low": 7.0, "high": 13.0, "per": 2.0}, {"x": 14.0, "low": 10.0, "high": 18.0, "per": 2.0}]
+    assert over_points(both, "x", "low", "high") == (12.0, 9.5, 14.5)
+    assert over_points(both, "x", "low", "high", "per") == (6.0, 4.75, 7.25)
+    many = over_points(both * 8, "x", "low", "high")
+    assert many is not None
+    assert many.value == 12
+    assert 11 <= many.low < 11.5 < 12.5 < many.high <= 13
+    assert over_points([{"x": None}], "x", "low", "high") is None
 
 
 FOLLOWED = world(

@@ -27,6 +27,7 @@ class Budget:
         factor_forwards, factor_seeds: Until the target, at each learning rate.
         draws: Estimates of the gradient at one point, at each width.
         estimate_seeds: Points.
+        sizes: Numbers of weights, beyond the widths, at which methods with a closed form are held against it.
         displacements: Steps followed from each of these points.
         nudges: Sizes |dw| of the nudge of a single weight.
         nudged_weights: Weights tried at each size.
@@ -50,6 +51,7 @@ class Budget:
     factor_seeds: int = 0
     draws: int = 0
     estimate_seeds: int = 0
+    sizes: tuple[int, ...] = ()
     displacements: int = 0
     nudges: tuple[float, ...] = ()
     nudged_weights: int = 0
@@ -82,14 +84,16 @@ BUDGETS = {
         "default", forwards=12_000, companion_forwards=10_000, companion_seeds=3,
         widths=_WIDTHS, width_forwards=25_000, width_seeds=3,
         factors=_FACTORS, factor_forwards=8_000, factor_seeds=3,
-        draws=200, estimate_seeds=2, displacements=30, nudges=_NUDGES, nudged_weights=400, grid=41, path_forwards=400,
+        draws=200, estimate_seeds=2, sizes=(10**2, 10**5, 10**6), displacements=30,
+        nudges=_NUDGES, nudged_weights=400, grid=41, path_forwards=400,
         cost_seconds=1.0, tune_forwards=20_000, total=5_000_000,
     ),
     "full": Budget(
         "full", forwards=200_000, seeds=10, companion_forwards=200_000, companion_seeds=10,
         widths=(*_WIDTHS, 8.0, 16.0), width_forwards=400_000, width_seeds=5,
         factors=(1 / 30, *_FACTORS, 30.0), factor_forwards=50_000, factor_seeds=5,
-        draws=2000, estimate_seeds=5, displacements=200, nudges=_NUDGES, nudged_weights=2000, grid=61, path_forwards=400,
+        draws=2000, estimate_seeds=5, sizes=(10**2, 10**5, 10**6, 10**7), displacements=200,
+        nudges=_NUDGES, nudged_weights=2000, grid=61, path_forwards=400,
         cost_seconds=5.0, tune_forwards=20_000,
     ),
     "quick": Budget(

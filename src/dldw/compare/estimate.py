@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,13 +14,21 @@ from dldw.compare.item import Identity, Item, MethodItem, note
 from dldw.compare.quality import measure
 from dldw.compare.records import Record
 from dldw.compare.sampled import trainable
+from dldw.compare.sigma import sweep
 from dldw.errors import DldwError
 from dldw.source import GradientSource
+from dldw.sources.spsa import SPSA
 from dldw.tasks.task import Task
 
 WARM_UP = 30
 LONGEST = 60_000
 """Forwards that one item may take; a method whose step costs more gets fewer draws, and two at least."""
+
+SECONDS_PER_WEIGHT = 1.2e-8
+"""About what a forward-equivalent takes for each weight of a network that is too large for the processor's cache."""
+
+SWEPT, FAR = 4, 500_000
+"""Directions along which sigma is swept; the number of weights from which every second sigma is left out."""
 
 
 def trained_point(task: Task, seed: int, width: int | None = None, steps: int = WARM_UP) -> tuple[nn.Module, Any]:
@@ -41,15 +51,25 @@ def exact_gradient(task: Task, model: nn.Module, batch: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Estimating(MethodItem):
-    """Cosine, variance and bias of one method's estimates."""
+    """Cosine, variance and bias of one method's estimates, and at the task's own width what a step along one buys.
+
+    Attributes:
+        seed: Which point in training.
+        width: Hidden units.
+        draws: Estimates.
+        size: About how many weights, where they are more than the task has: then the point is where training begins, and no
+            step is tried.
+    """
 
     seed: int
     width: int | None
     draws: int
+    size: int = 0
 
     @property
     def weight(self) -> float:
-        return 0.1 + self.seconds_of(min(self.draws * 3, LONGEST / 4))
+        each = max(self.seconds_of(1), self.size * SECONDS_PER_WEIGHT)
+        return 0.1 + min(self.draws * 3, LONGEST / 4) * each
 
     @property
     def keys(self) -> list[Identity]:
@@ -62,16 +82,18 @@ class Estimating(MethodItem):
     def run(self) -> list[Record]:
         task, settings = self.loaded(), dict(self.settings)
         try:
-            model, batch = trained_point(task, self.seed, self.width)
+            model, batch = trained_point(task, self.seed, self.width, steps=0 if self.size else WARM_UP)
             g = exact_gradient(task, model, batch).double()
         except RuntimeError as error:
             return [note(f"Estimates on {self.task} have no exact gradient to be compared with: {error}")]
-        generator = torch.Generator().manual_seed(20_000 + self.seed)
+        point = f"{self.label} {self.width} {self.seed}"  # one seed for all would repeat the same chance at every point
+        generator = torch.Generator().manual_seed(zlib.crc32(point.encode()))
         learner: Any = self.spec.method.build(model, task.loss, generator, **settings)
         source: GradientSource = learner.source
         draws = max(2, min(self.draws, int(LONGEST // source.forwards(g.numel()))))
         try:
-            found = measure(source, g, model, batch, draws=draws, narrow=0.0)
+            loss = task.loss if self.width == task.width and not self.size else None
+            found = measure(source, g, model, batch, draws=draws, narrow=0.0, loss=loss)
         except DldwError as error:
             return [note(f"The estimate of {self.label} could not be judged on {self.task}: {error}")]
         record: dict[str, Any] = {
@@ -85,9 +107,74 @@ class Estimating(MethodItem):
             "cosine": found.cosine,
             "cosine_low": found.cosine_interval[0],
             "cosine_high": found.cosine_interval[1],
+            "cosine_rms": abs(found.cosine) if found.cosine_rms is None else found.cosine_rms,
             "relative_variance": found.variance,
+            "variance_low": None if found.variance_interval is None else found.variance_interval[0],
+            "variance_high": None if found.variance_interval is None else found.variance_interval[1],
             "relative_bias": None if found.bias_interval is None else found.bias_interval[0],
+            "bias": found.bias,
+            "bias_high": _finite(found.bias_interval[1]) if found.bias_interval is not None else None,
+            "relative_error": found.error,
             "theory_variance": found.predicted_variance,
+            "forwards": found.forwards,
+            "seconds": found.seconds,
+            "decrease": _finite(found.decrease),
+            "decrease_low": None if found.decrease_interval is None else _finite(found.decrease_interval[0]),
+            "decrease_high": None if found.decrease_interval is None else _finite(found.decrease_interval[1]),
+        }
+        return [cast(Record, record)]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Sweeping(Item):
+    """The error of slopes along random directions against sigma, at one width.
+
+    Attributes:
+        width: Hidden units.
+        size: As that of ``Estimating``.
+    """
+
+    width: int | None
+    size: int = 0
+
+    @property
+    def weight(self) -> float:
+        each = max(self.seconds_of(1), self.size * SECONDS_PER_WEIGHT)
+        return 0.1 + 2 * SWEPT * len(self._sigma) * each
+
+    @property
+    def keys(self) -> list[Identity]:
+        return [("sigma", self.task, self.width)]
+
+    @property
+    def what(self) -> str:
+        return f"sigma, width {self.width}"
+
+    @property
+    def _sigma(self) -> list[float]:
+        return [4.0**power for power in range(-11, 2, 2 if self.size >= FAR else 1)]
+
+    def run(self) -> list[Record]:
+        task = self.loaded()
+        try:
+            model, batch = trained_point(task, 0, self.width, steps=0 if self.size else WARM_UP)
+            g = exact_gradient(task, model, batch).double()
+        except RuntimeError as error:
+            return [note(f"Slopes on {self.task} have no exact derivative to be compared with: {error}")]
+        found = sweep(SPSA(task.loss), g, model, batch, self._sigma, directions=SWEPT)
+        record: dict[str, Any] = {
+            "kind": "sigma",
+            "task": self.task,
+            "width": self.width,
+            "weights": g.numel(),
+            "dtype": str(next(iter(trainable(model).values())).dtype).removeprefix("torch."),
+            "sigma": list(found.sigma),
+            "error": [_finite(error) for error in found.error],
+            "recommended": found.recommended,
         }
         return [cast(Record, record)]
 

@@ -28,6 +28,7 @@ _IDENTITY: dict[str, tuple[str, ...]] = {
     "depth": ("task", "method", "depth"),
     "fit": ("task", "method"),
     "estimate": ("task", "method", "seed", "width"),
+    "sigma": ("task", "width"),
     "displacement": ("task", "method", "seed"),
     "bias": ("task", "nudge"),
     "landscape": ("task",),

@@ -14,6 +14,7 @@ from dldw.compare.meter import seconds_within
 from dldw.compare.probe import build, probe, unable
 from dldw.compare.records import MethodRecord, Record, TaskRecord
 from dldw.compare.share import COSTS, CURVES, curves_within, fitting
+from dldw.compare.sizes import widths_of
 from dldw.compare.spec import Spec, parse, parse_all
 from dldw.compare.studies import STUDIES, Study, counted
 from dldw.compare.train import START, forwards_per_step
@@ -136,6 +137,11 @@ class Plan:
                 rest -= take(study, min(study.part * whole, rest))
                 whole = rest if study.first else whole
         return taken
+
+    @cached_property
+    def far(self) -> list[tuple[int, int]]:
+        """Widths far from the task's own at which estimates are judged, each with about how many weights it gives."""
+        return widths_of(self.task, self.budget.sizes) if self.budget.draws else []
 
     def left_out(self) -> dict[str, list[Spec]]:
         """The methods that each study would take and the total has no room for."""

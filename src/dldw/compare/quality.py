@@ -16,14 +16,17 @@ from dldw.compare.sampled import Drawing, Interval, Steps, Sums, trainable
 from dldw.compare.sigma import Sweep, sweep
 from dldw.directional import Directional
 from dldw.errors import DldwError
-from dldw.source import Batch, GradientSource
+from dldw.source import Batch, GradientSource, Loss
 from dldw.sources.backprop import Backprop
 from dldw.weights import Weights
 
 BLOCKS = 10
 """Independent means of estimates from which the bias is told from noise."""
 
-TRIED = 8
+HELD = 1 << 24
+"""Numbers that these means may take together; for larger models there is one sum, and the bias is not told."""
+
+TRIED = 24
 """Estimates along which steps are tried: the first half chooses the length, the second gives the decrease."""
 
 
@@ -48,9 +51,11 @@ class Quality:
         exact: Whether they were held against a gradient; if not, against their own mean, whose bias nobody knows.
         cosine: To the gradient, the mean over draws; without a gradient that to their mean.
         cosine_interval: 95 %.
+        cosine_rms: Its root mean square, which is what ``predicted_cosine`` predicts.
         variance: E|ghat - E ghat|² / |g|²; None where estimates have no common scale, as ranks have not.
+        variance_interval: 95 %; None where it is not known.
         predicted_variance: The closed form on the card, where it has one.
-        bias: |E ghat - g| / |g|.
+        bias: |E ghat - g| / |g|; None where it is not known, as with more than a million weights.
         bias_interval: 95 %; it begins at 0 where the bias may be 0.
         parts: The same for every tensor.
         forwards: Forward-equivalents of one estimate, by the card.
@@ -77,6 +82,8 @@ class Quality:
     decrease: float | None = None
     decrease_interval: Interval | None = None
     lr: float | None = None
+    variance_interval: Interval | None = None
+    cosine_rms: float | None = None
     _asked: tuple[Any, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -88,7 +95,7 @@ class Quality:
 
     @property
     def predicted_cosine(self) -> float | None:
-        """1 / sqrt(1 + variance), by the closed form of the variance."""
+        """1 / sqrt(1 + variance), by the closed form of the variance: the root mean square of the cosine."""
         return None if self.predicted_variance is None else 1 / math.sqrt(1 + self.predicted_variance)
 
     @property
@@ -129,11 +136,13 @@ class Quality:
 
         against = "the gradient" if self.exact else "their own mean, as there is no exact gradient"
         lines = [f"{self.draws} estimates of {self.weights:,} weights against {against}"]
-        predicted = "" if self.predicted_cosine is None else f", predicted {self.predicted_cosine:.3g}"
+        predicted = ""
+        if self.predicted_cosine is not None and self.cosine_rms is not None:
+            predicted = f", root mean square {self.cosine_rms:.3g}, predicted {self.predicted_cosine:.3g}"
         lines.append(f"cosine {self.cosine:.3g}{interval(self.cosine_interval)}{predicted}")
         if self.variance is not None:
             closed = "" if self.predicted_variance is None else f", predicted {self.predicted_variance:.4g}"
-            lines.append(f"variance {self.variance:.4g} of |g|²{closed}")
+            lines.append(f"variance {self.variance:.4g} of |g|²{interval(self.variance_interval)}{closed}")
         if self.bias is not None:
             lines.append(f"bias {self.bias:.3g} of |g|{interval(self.bias_interval)}")
         lines.append(f"{self.forwards:g} forwards and {self.seconds:.3g} s an estimate")
@@ -179,14 +188,14 @@ def quality(
     The model, its ``.grad`` and buffers, and the global random state are left as they were; every estimate sees the same
     dropout masks. Drawing stops once the interval of the cosine is narrow.
 
-    Cost: ``draws`` estimates, one exact gradient, and 297 forwards to find the best step.
+    Cost: ``draws`` estimates, one exact gradient, and 889 forwards to find the best step.
 
     Source: Berahas, Cao, Choromanski & Scheinberg 2022, arXiv 1905.01332, compare such estimates by their errors.
 
     Args:
         source: What estimates.
         against: A source whose one estimate counts as the gradient; by default backprop. Where that finds none, as on a
-            network of hard steps, estimates are held against their own mean.
+            network of hard steps or for a source that needs no loss, estimates are held against their own mean.
         model: The model.
         batch: Handed to the loss.
         draws: At most so many estimates.
@@ -205,8 +214,10 @@ def quality(
     """
     if draws < 2:
         raise DldwError(f"draws must be at least 2, got {draws}: the variance of one estimate cannot be seen.")
-    gradient = _gradient(against or Backprop(source.loss), model, batch, required=against is not None)
-    return measure(source, gradient, model, batch, draws=draws, narrow=narrow, tried=TRIED)
+    loss: Loss | None = getattr(source, "loss", None)
+    exact = Backprop(loss) if against is None and loss is not None else against
+    gradient = None if exact is None else _gradient(exact, model, batch, required=against is not None)
+    return measure(source, gradient, model, batch, draws=draws, narrow=narrow, loss=loss)
 
 
 def _gradient(against: GradientSource, model: nn.Module, batch: Batch, *, required: bool) -> Tensor | None:
@@ -228,21 +239,21 @@ def measure(
     *,
     draws: int,
     narrow: float,
-    tried: int = 0,
+    loss: Loss | None = None,
 ) -> Quality:
-    """``quality`` against ``gradient`` [d]; with ``tried`` estimates, along which steps are tried, it says what they buy."""
+    """``quality`` against ``gradient`` [d]; where there is a ``loss``, steps along the first estimates say what they buy."""
     drawing = Drawing(source, model, batch)
     named = trainable(model)
     sizes = [p.numel() for p in named.values()]
-    total = Sums(gradient, sizes, min(BLOCKS, draws))
-    steps = Steps(source, model, batch) if tried else None
+    total = Sums(gradient, sizes, min(BLOCKS, draws) if BLOCKS * sum(sizes) <= HELD else 1)
+    steps = None if loss is None else Steps(loss, model, batch)
     seconds: list[float] = []
     for i in range(draws):
         before, start = drawing.state(), time.perf_counter()
         estimate = drawing.draw()
         seconds.append(time.perf_counter() - start)
         total.add(estimate)
-        if steps is not None and i < tried:
+        if steps is not None and i < TRIED:
             steps.add(estimate)
         if torch.equal(before, drawing.state()):
             break  # nothing was drawn: the next one would be the same
@@ -270,5 +281,7 @@ def measure(
         decrease=bought[0] if bought else None,
         decrease_interval=bought[1] if bought else None,
         lr=bought[2] * drawing.scale if bought else None,
+        variance_interval=whole.variance_interval if sized else None,
+        cosine_rms=whole.rms,
         _asked=(source, gradient, model, batch),
     )

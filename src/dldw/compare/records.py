@@ -175,6 +175,30 @@ class Estimate(TypedDict):
     relative_variance: float | None  # E|ghat - E ghat|^2 / |g|^2; single weights scaled by d/k, so that E ghat = g
     relative_bias: float | None  # |E ghat - g| / |g|, as far as the draws show it: 0 where it may be 0 (95 %)
     theory_variance: float | None  # closed form where the card's method has one: (d-1)/n, (d+1)/n, ...
+    cosine_rms: NotRequired[float]  # the root mean square of the cosine, whose closed form is 1 / sqrt(1 + variance)
+    variance_low: NotRequired[float | None]  # 95 % interval
+    variance_high: NotRequired[float | None]
+    bias: NotRequired[float | None]  # the bias itself, whose 95 % interval begins at relative_bias
+    bias_high: NotRequired[float | None]
+    relative_error: NotRequired[float | None]  # sqrt(E|ghat - g|^2) / |g|
+    forwards: NotRequired[float]  # forward-pass equivalents of one estimate
+    seconds: NotRequired[float]  # of one estimate, the median
+    decrease: NotRequired[float | None]  # of the loss by one step along an estimate at the best length; null: not tried
+    decrease_low: NotRequired[float | None]  # 95 % interval
+    decrease_high: NotRequired[float | None]
+
+
+class Sigma(TypedDict):
+    """The error of slopes along random directions, by central differences at each sigma, against the exact ones."""
+
+    kind: Literal["sigma"]
+    task: str
+    width: int | None
+    weights: int
+    dtype: str
+    sigma: list[float]  # ascending
+    error: list[float | None]  # root mean squares, relative; null where the loss was not finite
+    recommended: float  # the middle of the valley
 
 
 class Displacement(TypedDict):
@@ -269,6 +293,7 @@ Record = (
     | Depth
     | Fit
     | Estimate
+    | Sigma
     | Displacement
     | Bias
     | Landscape

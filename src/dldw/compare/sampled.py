@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from dldw.compare.statistics import mean_interval
+from dldw.compare.statistics import mean_interval, t95
 from dldw.objective import Objective
-from dldw.source import Batch, GradientSource
+from dldw.source import Batch, GradientSource, Loss
 from dldw.weights import Weights
 
 SHORTEST, LONGEST, LENGTHS = 2.0**-14, 2.0**4, 37
@@ -68,8 +68,11 @@ class Figures:
     cosine: float | None
     interval: Interval
     variance: float | None
+    variance_interval: Interval | None
     bias: float | None
     bias_interval: Interval | None
+    rms: float | None = None
+    """The root mean square of the cosine."""
 
 
 class Sums:
@@ -111,44 +114,64 @@ class Sums:
         mean = self._blocks[:, at].sum(0) / n
         squares = torch.stack(self._squares)[:, which].sum(1)
         spread = 0.0 if n == 1 else max(0.0, float(squares.sum()) - n * float(mean.square().sum())) / (n - 1)
+        known = used > 1 or n == 1  # one block of many estimates does not tell bias from noise
         if self.gradient is None:
-            square, low, high = distance(means)
+            square, low, high = (
+                distance(means) if known else (float(mean.square().sum()) - spread / n, -math.inf, math.inf)
+            )
             whole = float(squares.mean())
             lengths = [math.sqrt(max(0.0, value) / whole) if whole else 0.0 for value in (square, low, high)]
             variance = spread / square if square > 0 else None
-            return Figures(lengths[0], (lengths[1], min(1.0, lengths[2])), variance, None, None)
+            return Figures(lengths[0], (lengths[1], min(1.0, lengths[2])), variance, None, None, None, lengths[0])
         g = self.gradient[at].cpu()
         length = float(g.norm())
         if not length:
-            return Figures(None, (0.0, 0.0), None, None, None)
+            return Figures(None, (0.0, 0.0), None, None, None, None)
         dots = torch.stack(self._dots)[:, which].sum(1)
         cosines = (dots / (squares.sqrt() * length)).nan_to_num().tolist()
         cosine, *interval = mean_interval(cosines) if n > 1 else (cosines[0], cosines[0], cosines[0])
-        bias, *between = (math.sqrt(max(0.0, value)) / length for value in distance(means - g))
-        return Figures(cosine, (interval[0], interval[1]), spread / length**2, bias, (between[0], between[1]))
+        rms = math.sqrt(sum(value**2 for value in cosines) / n)
+        figures = Figures(cosine, (interval[0], interval[1]), spread / length**2, None, None, None, rms)
+        if n > 1:
+            half = mean_interval(((squares - 2 * dots) / length**2).tolist())  # of |ghat - g|², but for a constant
+            off = (half[2] - half[1]) / 2
+            figures = replace(figures, variance_interval=(max(0.0, spread / length**2 - off), spread / length**2 + off))
+        if known:
+            bias, *between = (math.sqrt(max(0.0, value)) / length for value in distance(means - g))
+            figures = replace(figures, bias=bias, bias_interval=(between[0], between[1]))
+        return figures
 
 
 def distance(errors: Tensor) -> tuple[float, float, float]:
     """|E error|² from independent means of errors [k, d], and its 95 % interval.
 
-    The product of two independent errors is |E error|² on average, however large their variance.
+    The product of two independent errors is |E error|² on average, however large their variance. Products of one mean with
+    the others have an effect of that mean in common, and only the rest of them is independent: the variance of their mean
+    is 4 var(effect) / k + 2 var(rest) / k (k - 1), as of every U-statistic of degree two (Hoeffding 1948).
     """
-    if len(errors) == 1:
+    k = len(errors)
+    products = (errors @ errors.T).fill_diagonal_(0)
+    if k == 1:
         square = float(errors.square().sum())
         return square, square, square
-    products = errors @ errors.T
-    pairs = products[torch.triu_indices(len(errors), len(errors), 1).unbind()]
-    spread = 1.96 * float(pairs.std()) / math.sqrt(len(pairs)) if len(pairs) > 1 else 0.0
-    mean = float(pairs.mean())
-    return mean, mean - spread, mean + spread
+    mean = float(products.sum()) / (k * (k - 1))
+    if k < 4:
+        return mean, -math.inf, math.inf
+    rows = products.sum(1) / (k - 1) - mean
+    effects = rows * (k - 1) / (k - 2)
+    rest = products - mean - effects[:, None] - effects[None]
+    left = float(rest.fill_diagonal_(0).square().sum()) / (k * (k - 3))
+    effect = max(0.0, float(effects.square().sum()) / (k - 1) - left / (k - 2))
+    half = t95(k - 1) * math.sqrt(4 * effect / k + 2 * left / (k * (k - 1)))
+    return mean, mean - half, mean + half
 
 
 class Steps:
     """Losses after steps of many lengths along estimates."""
 
-    def __init__(self, source: GradientSource, model: nn.Module, batch: Batch) -> None:
+    def __init__(self, loss: Loss, model: nn.Module, batch: Batch) -> None:
         self._named = list(trainable(model).values())
-        self._objective = Objective(model, source.loss, batch, Weights.of(model))
+        self._objective = Objective(model, loss, batch, Weights.of(model))
         self._objective.rewind()
         self._places = {id(p): i for i, p in enumerate(self._objective.weights.tensors)}
         self._rates: Tensor | None = None

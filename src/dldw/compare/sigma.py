@@ -59,7 +59,12 @@ class Sweep:
 
 
 def sweep(
-    source: GradientSource, gradient: Tensor | None, model: nn.Module, batch: Batch, sigma: Sequence[float] | None
+    source: GradientSource,
+    gradient: Tensor | None,
+    model: nn.Module,
+    batch: Batch,
+    sigma: Sequence[float] | None,
+    directions: int = DIRECTIONS,
 ) -> Sweep:
     """The error of the slopes that ``source`` measures, for every sigma along the same directions.
 
@@ -72,6 +77,7 @@ def sweep(
         model: The model.
         batch: Handed to the loss.
         sigma: Which; by default powers of two around the size of the weights.
+        directions: How many, each a direction of the source or as many as it draws together.
 
     Raises:
         DldwError: The source measures no differences, there is no gradient, or ``sigma`` is empty.
@@ -100,7 +106,7 @@ def sweep(
     errors = []
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         objective = Objective(model, source.loss, batch, weights)
-        drawn = [source._directions.draw(weights, generator, 0, 1) for _ in range(DIRECTIONS)]
+        drawn = [source._directions.draw(weights, generator, 0, 1) for _ in range(directions)]
         slopes = [_slope(own, weights, direction.tangents(weights, 0)) for direction in drawn]
         exact = torch.tensor(slopes, dtype=torch.float64)
         for value in chosen:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dldw.compare.bounded import Bounding
 from dldw.compare.depth import Deepening
 from dldw.compare.displacement import Displacing
-from dldw.compare.estimate import Estimating, Nudging
+from dldw.compare.estimate import Estimating, Nudging, Sweeping
 from dldw.compare.item import Item
 from dldw.compare.landscape import Mapping2d
 from dldw.compare.meter import Metering
@@ -21,10 +21,12 @@ from dldw.compare.share import (
     ESTIMATES,
     LANDSCAPE,
     RATES,
+    SIZES,
     ranked,
 )
+from dldw.compare.sizes import draws_at
 from dldw.compare.spec import Spec
-from dldw.compare.train import Training
+from dldw.compare.train import Training, forwards_per_step
 from dldw.compare.width import Widening
 from dldw.tasks.task import Settings
 
@@ -35,6 +37,8 @@ FIRST = ("backprop", "weight-perturbation", "backprop[checkpoint=true]", "random
 """What studies take before all others: what the question asks about, and the baselines."""
 NAMED = ("perceptron", "contrastive-divergence", "particle-swarm", "genetic-algorithm")
 """Whose steps are followed before those of all others but the first: the discussion names them."""
+FEW = 4
+"""Forwards of an estimate that networks far larger than the task's own leave time for."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,36 @@ def _estimates(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[It
     ]
 
 
+def _cheap(plan: Plan) -> list[Spec]:
+    """Whose estimates have a closed form to be held against, and cost a few forwards however many weights."""
+    if not plan.far:
+        return []
+    most, settings = max(plan.budget.sizes), plan.task.settings
+    cards = [(spec, spec.method.card) for spec in _sources(plan)]
+    return [
+        spec
+        for spec, card in cards
+        if card.variance and card.claim != "exact" and forwards_per_step(spec, spec.settings(settings), most) <= FEW
+    ]
+
+
+def _far(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]:
+    """Estimates at other sizes; sigma is swept where anything is estimated there at all."""
+    sweeps: list[Item] = [
+        Sweeping(plan.target, plan.data, width, size)
+        for width, size in ([(plan.task.width, 0), *plan.far] if _cheap(plan) else [])
+    ]
+    return sweeps + [
+        Estimating(
+            plan.target, plan.data, spec, frozen(spec.settings(settings)), seed, width,
+            draws_at(size, plan.budget.draws), size,
+        )
+        for spec in specs
+        for width, size in plan.far
+        for seed in range(plan.budget.estimate_seeds)
+    ]  # fmt: skip
+
+
 def _displacements(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]:
     budget = plan.budget
     return [
@@ -231,6 +265,7 @@ STUDIES = (
         "estimate", "The quality of the estimate",
         lambda plan: _sources(plan) if plan.budget.draws else [], _estimates, ESTIMATES,
     ),
+    Study("size", "The quality of the estimate far from the task's own width", _cheap, _far, SIZES),
     Study(
         "displacement", "Where its steps lead",
         lambda plan: ranked(_plain(plan), (*FIRST, *NAMED)) if plan.budget.displacements else [],

@@ -49,13 +49,13 @@ def growth_of_ratio(results: Results, method: str) -> Growth | None:
 
 
 def growth_of_noise(results: Results, method: str) -> Growth | None:
-    """1/cosine² of the estimate to the exact gradient against d: what theory says grows in proportion to d."""
+    """1/cosine² of the estimate, in the mean square, against d: what theory says grows in proportion to d."""
     tables: dict[int, dict[int, tuple[float, float]]] = defaultdict(dict)
     for e in results.estimates:
         if e["method"] == method and e["cosine"] > 0:
-            tables[e["weights"]][e["seed"]] = (e["cosine"], 1.0)
-    points = {d: bootstrap(1 / t[0] ** 2 for t in rows.values()) for d, rows in sorted(tables.items())}
-    return _fit(points, dict(sorted(tables.items())), lambda pairs: np.mean(pairs[..., 0], axis=-1) ** -2.0)
+            tables[e["weights"]][e["seed"]] = (e.get("cosine_rms", e["cosine"]) ** 2, 1.0)
+    points = {d: bootstrap(1 / t[0] for t in rows.values()) for d, rows in sorted(tables.items())}
+    return _fit(points, dict(sorted(tables.items())), lambda pairs: 1 / np.mean(pairs[..., 0], axis=-1))
 
 
 def _fit(

@@ -28,7 +28,7 @@ SECTIONS = (
     ("equal", "The same memory, the same time", ("budgets",)),
     ("price", "What one step costs", ("cost", "memory")),
     ("layers", "What depth costs", ("depth",)),
-    ("estimate", "How good the estimate is", ("cosine", "quotient")),
+    ("estimate", "How good is each estimate", ("cosine", "quotient", "sigma")),
     ("size-and-settings", "What size and settings do", ("growth", "failures")),
     ("descent", "A picture of the descent", ("landscape",)),
     ("settings", "The price of good settings", ("tuning",)),

@@ -24,6 +24,7 @@ from dldw.compare.records import (
     MethodRecord,
     Note,
     Run,
+    Sigma,
     TaskRecord,
     Tuning,
 )
@@ -51,6 +52,7 @@ class Results:
     depths: list[Depth] = field(default_factory=list)
     fits: list[Fit] = field(default_factory=list)
     estimates: list[Estimate] = field(default_factory=list)
+    sigmas: list[Sigma] = field(default_factory=list)
     displacements: list[Displacement] = field(default_factory=list)
     biases: list[Bias] = field(default_factory=list)
     landscapes: list[Landscape] = field(default_factory=list)
@@ -130,6 +132,7 @@ _TABLES = {
     "depth": "depths",
     "fit": "fits",
     "estimate": "estimates",
+    "sigma": "sigmas",
     "displacement": "displacements",
     "bias": "biases",
     "landscape": "landscapes",
@@ -145,6 +148,7 @@ _KEYS = {
     "costs": ("task", "method", "width"),
     "depths": ("task", "method", "depth"),
     "fits": ("task", "method"),
+    "sigmas": ("task", "width"),
     "paths": ("task", "method"),
     "landscapes": ("task",),
     "tunings": ("task", "method", "trial"),

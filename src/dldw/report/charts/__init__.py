@@ -19,6 +19,7 @@ from dldw.report.charts.generations import diversity, generations
 from dldw.report.charts.kit import Chart, Look, looks
 from dldw.report.charts.landscape import landscape
 from dldw.report.charts.learning import learning_curves, time_to_target
+from dldw.report.charts.sigma import sigma
 from dldw.report.charts.size import failures, growth
 from dldw.report.charts.tuning import tuning
 from dldw.report.results import Results
@@ -44,6 +45,7 @@ CHARTS: tuple[Callable[[Results], Chart | None], ...] = (
     depth,
     cosine,
     quotient,
+    sigma,
     growth,
     failures,
     landscape,

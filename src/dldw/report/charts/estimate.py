@@ -7,9 +7,9 @@ from collections import defaultdict
 from typing import Any
 
 import altair as alt
-import numpy as np
 
 from dldw.report.charts.kit import (
+    COUNT,
     SHARE,
     SMALL,
     Chart,
@@ -19,14 +19,14 @@ from dldw.report.charts.kit import (
     rounded,
     weights_axis,
 )
+from dldw.report.estimates import closed_form, over_points, variance_of
 from dldw.report.growth import growth_of_noise
-from dldw.report.intervals import bootstrap
 from dldw.report.results import NUDGE_LIMIT, Results
 from dldw.report.words import number, percent, power
 
 
 def cosine(results: Results) -> Chart | None:
-    """Cosine of one estimate to the exact gradient against the number of weights, beside the theory."""
+    """Variance and cosine of one estimate against the number of weights, with the closed form of the variance."""
     kit = Kit(results)
     table: dict[tuple[str, int], list[Any]] = defaultdict(list)
     for e in results.estimates:
@@ -35,62 +35,98 @@ def cosine(results: Results) -> Chart | None:
         return None
     rows = []
     for (method, weights), found in sorted(table.items(), key=lambda item: (kit.rank(item[0][0]), item[0][1])):
-        over_seeds = bootstrap(e["cosine"] for e in found)
-        low = over_seeds.low if over_seeds.known else min(e["cosine_low"] for e in found)
-        high = over_seeds.high if over_seeds.known else max(e["cosine_high"] for e in found)
-        theory = [e["theory_variance"] for e in found if e["theory_variance"] is not None]
-        variance = [e["relative_variance"] for e in found if e["relative_variance"] is not None]
-        row: Row = {
-            "method": method,
-            "weights": weights,
-            "cosine": over_seeds.value,
-            "low": max(low, 1e-4),
-            "high": high,
-        }
-        row["theory"] = 1 / math.sqrt(1 + float(np.median(theory))) if theory else None
-        row["variance"] = float(np.median(variance)) if variance else None
-        row["draws"] = sum(e["draws"] for e in found)
+        row: Row = {"method": method, "weights": weights, "draws": sum(e["draws"] for e in found)}
+        spread, closed = variance_of(found), closed_form(found)
+        for name, figure in (
+            ("cosine", over_points(found, "cosine", "cosine_low", "cosine_high")),
+            ("variance", spread),
+        ):
+            if figure is not None and (figure.value > 0 or name == "cosine"):
+                low = max(figure.low, LEAST) if figure.value > 0 else figure.low
+                row |= {name: figure.value, f"{name} low": low, f"{name} high": figure.high}
+        if closed:
+            row |= {"variance closed": closed, "cosine closed": 1 / math.sqrt(1 + closed)}
+        elif closed == 0:
+            row["cosine closed"] = 1.0
         rows.append(row)
-    x = weights_axis(rows)
-    positive = all(r["cosine"] > 0 for r in rows)
-    y_scale = alt.Scale(type="log", nice=True) if positive else alt.Scale(nice=True)
-    y_title = "cosine to the exact gradient"
-    y_axis = log_axis(y_title, [r["low"] for r in rows], SMALL) if positive else alt.Axis(title=y_title, tickCount=5)
-    y = alt.Y("cosine:Q", scale=y_scale, axis=y_axis)
-    tooltip = [
-        alt.Tooltip("method:N"),
-        alt.Tooltip("weights:Q", format=","),
-        alt.Tooltip("cosine:Q", format=".3~g"),
-        alt.Tooltip("low:Q", format=".3~g", title="95 % from"),
-        alt.Tooltip("high:Q", format=".3~g", title="to"),
-        alt.Tooltip("theory:Q", format=".3~g"),
-        alt.Tooltip("variance:Q", format=".3~s", title="variance / |g|²"),
-        alt.Tooltip("draws:Q"),
-    ]
-    base = alt.Chart()
-    theory_line = base.transform_filter("isValid(datum.theory)").mark_line(strokeWidth=1.2, strokeDash=[2, 3])
-    theory_y = alt.Y("theory:Q", scale=y_scale, axis=y_axis)
-    layers = [
-        theory_line.encode(x=x, y=theory_y, color=kit.colour(), opacity=kit.opacity(0.8))
-        for _ in range(any(r["theory"] is not None for r in rows))
-    ]
-    layers += [
-        base.mark_rule(strokeWidth=1.5).encode(
-            x=x, y="low:Q", y2="high:Q", color=kit.colour(), opacity=kit.opacity(0.9)
-        ),
-        base.mark_line(strokeWidth=2).encode(x=x, y=y, color=kit.colour(), opacity=kit.opacity(0.9)),
-        base.mark_point(filled=True, size=70).encode(
-            x=x, y=y, color=kit.colour(), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip
-        ),
-    ]
+    specs = {
+        name: _against_size(kit, rows, name, title)
+        for name, title in (("variance", "variance ÷ ‖g‖²"), ("cosine", "cosine to the exact gradient"))
+        if any(name in r for r in rows)
+    }
     return Chart(
         "cosine",
         "How well one estimate points",
         _cosine_sentence(results, rows),
-        "1 is the exact direction, 0 is no help. Points: mean with 95 % interval. Dotted: theory, 1/√(1 + "
-        "variance), the root mean square of the cosine.",
+        "Points: measured, with 95 % intervals; dotted: the closed form on the method’s card, for the cosine its root mean "
+        f"square 1/√(1 + variance), above the mean of what is measured. {_sizes(results, rows)}",
         {"rows": rounded(rows)},
-        {"": kit.finish(layers, 320)},
+        specs,
+        [("show", list(specs))],
+    )
+
+
+LEAST = 1e-9
+"""In place of an end of an interval that is zero or below, on axes that are logarithmic."""
+
+
+def _against_size(kit: Kit, rows: list[Row], name: str, title: str) -> dict[str, Any]:
+    x = weights_axis(rows)
+    shown = [r for r in rows if name in r]
+    positive = all(r[name] > 0 for r in shown)
+    y_scale, y_axis = alt.Scale(nice=True), alt.Axis(title=title, tickCount=5)
+    if positive:
+        values: list[float] = [r[key] for r in shown for key in (name, f"{name} closed") if key in r]
+        y_scale = alt.Scale(type="log", nice=True, clamp=True, domainMin=0.5 * min(values))
+        y_axis = log_axis(title, values, SMALL if name == "cosine" else COUNT)
+
+    def at(field: str) -> Any:
+        return alt.Y(f"{field}:Q", scale=y_scale, axis=y_axis)
+
+    tooltip = [
+        alt.Tooltip("method:N"),
+        alt.Tooltip("weights:Q", format=","),
+        alt.Tooltip(f"{name}:Q", format=".3~g"),
+        alt.Tooltip(f"{name} low:Q", format=".3~g", title="95 % from"),
+        alt.Tooltip(f"{name} high:Q", format=".3~g", title="to"),
+        alt.Tooltip(f"{name} closed:Q", format=".3~g", title="closed form"),
+        alt.Tooltip("draws:Q", title="estimates"),
+    ]
+    base = alt.Chart()
+    measured = base.transform_filter(f"isValid(datum['{name}'])")
+    marks: dict[str, Any] = {"x": x, "color": kit.colour()}
+    layers = []
+    if any(f"{name} closed" in r for r in rows):
+        closed = base.transform_filter(f"isValid(datum['{name} closed'])").mark_line(strokeWidth=1.2, strokeDash=[2, 3])
+        layers.append(closed.encode(**marks, y=at(f"{name} closed"), opacity=kit.opacity(0.8)))
+    plain = measured.transform_filter(f"!isValid(datum['{name} closed'])")
+    spread = measured.transform_filter(f"isValid(datum['{name} low'])").mark_rule(strokeWidth=1.5)
+    layers += [
+        plain.mark_line(strokeWidth=1.5).encode(**marks, y=at(name), opacity=kit.opacity(0.7)),
+        spread.encode(**marks, y=at(f"{name} low"), y2=f"{name} high:Q", opacity=kit.opacity(0.9)),
+        measured.mark_point(filled=True, size=70).encode(
+            **marks, y=at(name), shape=kit.shape(), opacity=kit.opacity(), tooltip=tooltip
+        ),
+    ]
+    return kit.finish(layers, 320)
+
+
+def _sizes(results: Results, rows: list[Row]) -> str:
+    """Which sizes there are, and what was left out."""
+    budget = results.run["config"].get("budget")
+    sizes = budget.get("sizes") if isinstance(budget, dict) else None
+    largest = max(r["weights"] for r in rows)
+    few = [r for r in rows if r["weights"] == largest]
+    text = ""
+    if sizes and largest > 0.5 * max(sizes):
+        text = (
+            f"Beyond the widths that were trained, at the first weights and with fewer estimates: "
+            f"{number(min(r['draws'] for r in few))} at {number(largest)} weights, where the intervals are rough. "
+        )
+    return (
+        text
+        + f"Left out: networks above {number(largest)} weights"
+        + ("; dldw compare --budget full goes to 10 million." if largest < 5e6 else ".")
     )
 
 

@@ -201,6 +201,9 @@ def loss_y(field: str, title: str, values: Iterable[float], lowest: float = 0.0)
 def weights_axis(rows: Iterable[Row]) -> Any:
     """An axis labelled at the sizes of network that were looked at."""
     sizes = sorted({row["weights"] for row in rows})
+    if sizes[-1] > 1000 * sizes[0]:
+        axis = log_axis("number of weights", sizes)
+        return alt.X("weights:Q", scale=alt.Scale(type="log", nice=False, padding=18), axis=axis)
     axis = alt.Axis(title="number of weights", values=sizes, labelExpr="replace(format(datum.value, '.2~s'), 'G', 'B')")
     return alt.X("weights:Q", scale=alt.Scale(type="log", nice=False, padding=18), axis=axis)
 

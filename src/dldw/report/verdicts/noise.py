@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dldw.report.estimates import closed_form, estimates_of, variance_of
 from dldw.report.intervals import Interval, bootstrap
 from dldw.report.results import NUDGE_LIMIT, Results, ends_of
 from dldw.report.verdicts.verdict import Ruling, Verdict, not_shown
@@ -27,16 +28,17 @@ def noise(results: Results) -> Verdict:
         "counts as open, and with an open part the claim holds at most partly. A missed target may also mean too "
         "small a budget; diverged runs are named."
     )
-    cosine = bootstrap(e["cosine"] for e in _estimates(results)) if _estimates(results) else None
+    found = estimates_of(results, results.nudge)
+    cosine = bootstrap(e["cosine"] for e in found) if found else None
     quotient = max(_biases(results), key=lambda b: (b["nudge"] <= NUDGE_LIMIT, b["nudge"]), default=None)
     failures = _failures(results)
     rough: bool | None = None
     facts = []
     if cosine is not None:
-        bound = cosine.high if cosine.known else max(e["cosine_high"] for e in _estimates(results))
+        bound = cosine.high if cosine.known else max(e["cosine_high"] for e in found)
         rough = bound < EXACT_COSINE
         facts.append(
-            f"one estimate points along the gradient with a cosine of {number(cosine.value)}{_variance(results)}"
+            f"one estimate points along the gradient with a cosine of {number(cosine.value)}{_variance(found)}"
         )
     if quotient is not None:
         rough = bool(rough) or quotient["relative_error"] > EXACT_QUOTIENT
@@ -72,20 +74,17 @@ def noise(results: Results) -> Verdict:
     return Verdict(claim, ruling, figure, spread, text[0].upper() + text[1:] + ".", rule)
 
 
-def _estimates(results: Results) -> list[Any]:
-    own = [e for e in results.estimates if e["method"] == results.nudge]
-    weights = results.task["weights"] if results.task else None
-    return [e for e in own if e["weights"] == weights] or own
-
-
 def _biases(results: Results) -> list[Any]:
     name = results.task["task"] if results.task else None
     return [b for b in results.biases if b["task"] == name]
 
 
-def _variance(results: Results) -> str:
-    values = [e["relative_variance"] for e in _estimates(results) if e["relative_variance"] is not None]
-    return f" and a variance of {number(float(np.median(values)))} times the squared gradient" if values else ""
+def _variance(found: list[Any]) -> str:
+    variance, closed = variance_of(found), closed_form(found)
+    if variance is None:
+        return ""
+    text = f" and a variance of {variance.said()} times the squared gradient"
+    return text + (f", where the closed form says {number(closed)}" if closed is not None else "")
 
 
 def _failures(results: Results) -> tuple[Interval, float, float, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dldw.report.estimates import Figure, decrease_of
 from dldw.report.intervals import bootstrap
 from dldw.report.results import Results, cost_of, ends_of
 from dldw.report.verdicts import fine_tuning
@@ -46,6 +47,7 @@ def only_without_gradient(results: Results) -> Verdict:
         meaning += " Where the gradient exists, a method without it reached the target with less work."
     elif ratios:
         meaning += " Where the gradient exists, no method without it reached the target with less work."
+    meaning += _bought(results)
     if lean is not None:
         meaning += (
             " Memory is a reason of its own: " if lean else " Memory was no reason: "
@@ -53,6 +55,24 @@ def only_without_gradient(results: Results) -> Verdict:
     meaning += fine_tuning.memory(results)
     shown = between(gain, lambda x: f"{number(significant(100 * x, 2))}")
     return Verdict(claim, ruling, f"{100 * gain.value:+.1f} points".replace("-", "−"), shown, meaning, rule)
+
+
+def _bought(results: Results) -> str:
+    """What a forward takes off the loss where the gradient exists: the best approximation beside back-propagation."""
+    weights = results.task["weights"] if results.task else None
+    found: dict[str, Figure] = {}
+    for label in (results.backprop, *results.forwards_only):
+        own = [e for e in results.estimates if e["method"] == label and e["weights"] == weights]
+        if label is not None and (figure := decrease_of(own)) is not None:
+            found[label] = figure
+    exact = found.pop(results.backprop, None) if results.backprop else None
+    if exact is None or not found:
+        return ""
+    best = max(found, key=lambda label: found[label].value)
+    return (
+        f" At the best length of a step, each forward spent on {best}, the best of them, takes {found[best].said()} off the "
+        f"loss, and each spent on back-propagation {exact.said()}."
+    )
 
 
 def _scores(results: Results, method: str, task: str | None) -> dict[int, float]:

@@ -32,7 +32,7 @@ def _addmm(run: Run, func: Any, bias: Operand, x: Operand, w: Operand, *, beta: 
     return Difference(value, added(parts, value.shape), run, apart=apart)
 
 
-@rule("mm", "bmm", "matmul")
+@rule("mm", "bmm")
 def _matmul(run: Run, func: Any, x: Operand, w: Operand) -> Any:
     value = func(*base((x, w)))
     apart = not isinstance(x, Difference) or x.lies_behind(x.ndim - 1 if w.ndim == 2 else x.ndim - 2)

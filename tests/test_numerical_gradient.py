@@ -334,6 +334,14 @@ def test_a_pass_keeps_to_the_memory_bound(monkeypatch):
     assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-18) for a, b in zip(whole.even, chunked.even, strict=True))
 
 
+def test_gradient_does_not_depend_on_the_memory_bound():
+    for problem in (problems.mlp(), losses_of_tokens()):
+        whole, _ = numerical(problem)
+        chunked, path = numerical(problem, evaluate=dldw.Evaluator(memory=1))
+        assert path == "differences"
+        assert distance(chunked, whole) < 1e-13
+
+
 def test_estimate_of_followed_changes_is_what_a_call_adds():
     problem = problems.mlp()
     found, _ = numerical(problem)

@@ -196,9 +196,7 @@ class _Nudging:
         c, d = odd / 2 - a, even / 2 - b
         tolerance = max(1e-6, 1024 * torch.finfo(p.dtype).eps) * a.abs().amax(1, keepdim=True)
         rough = ((c.abs() > tolerance) | (d.abs() > tolerance)).any(1).nonzero().squeeze(1)
-        x = _relative(run, bias)
-        square = x * x
-        return a @ x + c @ (square * x), b @ square + d @ (square * square), rough
+        return *self._summed(run, bias, [a, b, c, d]), rough
 
     def _of_spots(
         self, i: int, bias: int | None, units: int, spots: int, of_lookup: bool
@@ -207,8 +205,30 @@ class _Nudging:
         (up, down), run = self._probed(i, bias, units, spots, (1.0, -1.0), of_lookup)
         odd, even = ((up + sign * down).div_(2).view(units, spots, -1).mT.flatten(1) for sign in (-1, 1))
         rough = (even.abs() > 64 * self.step * odd.abs().amax(1, keepdim=True)).any(1).nonzero().squeeze(1)
-        products = odd @ _relative(run, bias)
-        return products, torch.zeros_like(products), rough
+        return *self._summed(run, bias, [odd]), rough
+
+    def _summed(self, run: Run, bias: int | None, powers: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The sums over rows of powers[k] [units, rows] times x^(k + 1), odd and even ones, the bias as a last column.
+
+        x is the input in units of how far the units were moved.
+        """
+        if run.input is None or run.reach is None:
+            raise NoDifference("the layer was not met")
+        if not run.input.is_floating_point():  # rows that were looked up: x is 1 there and 0 elsewhere
+            sums = [p.new_zeros(len(p), run.width).index_add_(1, run.input, p) for p in powers]
+        else:
+            sums = [p.new_zeros(len(p), run.width + (bias is not None)) for p in powers]
+            rows = max(1, self.memory // (8 * sums[0].shape[1] * run.input.element_size()))
+            for start in range(0, len(run.input), rows):
+                some = slice(start, start + rows)
+                x = run.input[some]
+                x = (x if bias is None else torch.cat([x, torch.ones_like(x[:, :1])], 1)) / run.reach[some].unsqueeze(1)
+                power = torch.ones_like(x)
+                for total, p in zip(sums, powers, strict=True):
+                    power = power * x
+                    total.addmm_(p[:, some], power)
+        odd, even = sums[::2], sums[1::2]
+        return sum(odd[1:], odd[0]), sum(even[1:], even[0]) if even else torch.zeros_like(odd[0])
 
     def _spots(self, rows: int) -> int:
         """Rows that an example has in a layer, 0 where that is not known or changes do not simply add up."""
@@ -250,14 +270,6 @@ class MixedRows(NoDifference):
     def __init__(self, rows: int) -> None:
         super().__init__("the rows of its layer meet on the way to the loss")
         self.rows = rows
-
-
-def _relative(run: Run, bias: int | None) -> Tensor:
-    """The input of the layer in units of how far its units were moved, with the 1 of a bias in a last column."""
-    if run.input is None or run.reach is None:
-        raise NoDifference("the layer was not met")
-    x = run.input if bias is None else torch.cat([run.input, torch.ones_like(run.input[:, :1])], 1)
-    return x / run.reach.unsqueeze(1)
 
 
 def _mean(value: Difference) -> Tensor:

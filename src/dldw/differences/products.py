@@ -32,7 +32,7 @@ def _addmm(run: Run, func: Any, bias: Operand, x: Operand, w: Operand, *, beta: 
     return Difference(value, added(parts, value.shape), run, apart=apart)
 
 
-@rule("mm", "bmm", "matmul")
+@rule("mm", "bmm")
 def _matmul(run: Run, func: Any, x: Operand, w: Operand) -> Any:
     value = func(*base((x, w)))
     apart = not isinstance(x, Difference) or x.lies_behind(x.ndim - 1 if w.ndim == 2 else x.ndim - 2)
@@ -48,8 +48,9 @@ def _product(run: Run, x: Operand, w: Operand, *, with_bias: bool = False) -> Ch
             run.refuse(NoDifference("a layer is used more than once, or on more than rows"))
             still: Tensor = w.base.new_zeros(()).expand(run.members, *x.shape[:-1], w.shape[-1])
             return still
-        run.input = x
-        return Column(1, dw.row, _of_unit(run, dw, with_bias=with_bias))
+        run.input, run.width, reach = x, x.shape[1], x.abs().amax(1)
+        reach = reach.clamp(min=1) if with_bias else reach.masked_fill(reach == 0, 1)
+        return Column(1, dw.row, _of_unit(run, dw, reach))
     if isinstance(dx, Entry | Unit):
         dx = x.dense
     from_x: Change | None = None
@@ -73,16 +74,13 @@ def _product(run: Run, x: Operand, w: Operand, *, with_bias: bool = False) -> Ch
     return from_w if from_x is None else added([from_x, from_w], torch.Size((*x.shape[:-1], w.shape[-1])))
 
 
-def _of_unit(run: Run, change: Unit, *, with_bias: bool = False) -> Tensor:
+def _of_unit(run: Run, change: Unit, reach: Tensor) -> Tensor:
     """How far a unit moves in every row of the input [n, rows]."""
-    x: Tensor = base(run.input)
-    run.groups = len(x) // change.spots
-    reach = x.abs().amax(1)
-    run.reach = reach = reach.clamp(min=1) if with_bias else reach.masked_fill(reach == 0, 1)
+    run.groups, run.reach = len(reach) // change.spots, reach
     values = change.scale.unsqueeze(1) * reach
     if change.spot is None:
         return values
-    spots = torch.arange(len(x), device=x.device) % change.spots
+    spots = torch.arange(len(reach), device=reach.device) % change.spots
     return values.where(spots == change.spot.unsqueeze(1), 0)
 
 
@@ -144,8 +142,8 @@ def _convolved_with_entry(
 def _embedding(run: Run, func: Any, weight: Difference, index: Tensor, *args: Any, **kwargs: Any) -> Any:
     value, change = func(weight.base, index, *args, **kwargs), weight.change
     if isinstance(change, Unit) and change.of_lookup and change.row is not None and run.input is None:
-        run.input = F.one_hot(index.flatten(), len(weight)).to(value.dtype)
-        moved = _of_unit(run, change)
+        run.input, run.width = index.flatten(), len(weight)
+        moved = _of_unit(run, change, value.new_ones(index.numel()))
         return Difference(value, Column(index.ndim, change.row, moved.view(-1, *index.shape)), run, apart=True)
     if isinstance(change, Unit) and not change.of_lookup:
         run.refuse(LookedUp("rows of the weight are looked up"))

@@ -41,7 +41,9 @@ class Run:
         self.groups = 0
         """Of how many rows, or groups of rows, it is followed whether they go their own ways; 0 for none."""
         self.input: Tensor | None = None
-        """What the layer was given whose units change."""
+        """What the layer was given whose units change, [rows, width], or the indices [rows] that an embedding looked up."""
+        self.width = 0
+        """Weights of a unit."""
         self.reach: Tensor | None = None
         """How far a step of length 1 on one weight can move a unit, in every row of the input."""
         self.picked: list[Tensor] = []

@@ -50,7 +50,7 @@ class FiniteDifference(SingleWeights):
         paper="Nocedal & Wright 2006, Numerical Optimization, 8.1",
         variance="0",
         space={"lr": Float(1e-2, 10.0)},
-        note="Deterministic; off by O(step²) and by rounding, 1e-10 of the gradient in float64, 1e-15 by differences.",
+        note="Deterministic; off by O(step²) and by rounding, 1e-9 of the gradient in float64, 1e-15 by differences.",
     )
 
     def __init__(

@@ -292,7 +292,7 @@ def test_weights_go_to_a_directory_that_exists(tmp_path: Path) -> None:
     ("words", "wanted"),
     [
         ("dldw compare dig", {"digits", "digits-wide"}),
-        ("dldw compare digits sp", {"spsa"}),
+        ("dldw compare digits sps", {"spsa"}),
         ("dldw train digits weig", {"weight-perturbation"}),
     ],
 )

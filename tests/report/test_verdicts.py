@@ -266,11 +266,11 @@ def test_the_headline_is_computed(results: Any) -> None:
     assert "no finished training" in headline(results(without=["end"]))
 
 
-def test_fine_tuning_within_a_bound_is_told_with_claims_three_five_and_six_where_it_was_tried(results: Any) -> None:
+def test_a_bound_of_memory_is_told_with_claims_three_five_and_six_where_it_was_tried(results: Any) -> None:
     tried = results()
     said = [claim(tried).meaning for claim in (passes, price, only_without_gradient)]
-    assert "Fine-tuning a model of 2,410 weights, over two bare forwards of its batch, a step takes the time" in said[0]
-    assert f"that of {BACKPROP} 1.6\u00a0×, that of {CHECKPOINT} 2.1\u00a0×" in said[0]
+    assert "With 2,410 weights, steps over two bare forwards of their batch: " in said[0]
+    assert f"{BACKPROP} 1.6\u00a0×, {CHECKPOINT} 2.1\u00a0×" in said[0]
     assert "the best that takes gradients, " in said[1]
     assert (
         f"within 97.7\u00a0KiB, accuracy 0.100 at first: the best that takes gradients, {CHECKPOINT}, ended at"
@@ -279,4 +279,4 @@ def test_fine_tuning_within_a_bound_is_told_with_claims_three_five_and_six_where
     assert "the best that sees only losses, spsa, ended at 0.9" in said[2]
     assert f"Not even one row fits with {BACKPROP}." in said[2]
     untried = results(without=["fit"])
-    assert not any("Fine-tuning" in claim(untried).meaning for claim in (passes, price, only_without_gradient))
+    assert not any("With 2,410 weights" in claim(untried).meaning for claim in (passes, price, only_without_gradient))

@@ -44,7 +44,8 @@ class Task(ABC):
         depths: Numbers of blocks at which the cost of exact gradients is measured (see ``deeper``), if any.
         memory_bound: Bytes above the loaded model within which methods are compared once more, if any.
         rows: Batch sizes among which ``--tune`` chooses for each method; all have that of the task where there are none.
-        heft: About how many times as long as one of the digits a forward pass takes: named budgets have so much fewer.
+        heft: About how many times as long as one of the digits a forward pass takes, evaluation and all: named budgets have
+            so many fewer.
         keeps: Whether it makes data of its own and keeps them in the directory ``data``, by default that of the results.
         batch_size: Examples in one batch.
         passes: A forward pass on its batch, in those on a batch of the task's usual size (see ``resized``).

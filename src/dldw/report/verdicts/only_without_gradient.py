@@ -7,7 +7,7 @@ import numpy as np
 from dldw.report.estimates import Figure, decrease_of
 from dldw.report.intervals import bootstrap
 from dldw.report.results import Results, cost_of, ends_of
-from dldw.report.verdicts import fine_tuning
+from dldw.report.verdicts import bounded
 from dldw.report.verdicts.verdict import Ruling, Verdict, not_shown, ratio_to_backprop
 from dldw.report.words import between, number, percent, significant, size
 
@@ -30,7 +30,7 @@ def only_without_gradient(results: Results) -> Verdict:
     rivals = {m: s for m, s in scores.items() if s.keys() & base.keys()}
     if not rivals:
         why = "No task without a useful gradient was trained with both kinds of method."
-        return not_shown(claim, rule, why + fine_tuning.memory(results))
+        return not_shown(claim, rule, why + bounded.memory(results))
     best = max(rivals, key=lambda m: float(np.median(list(rivals[m].values()))))
     gain = bootstrap([rivals[best][s] - base[s] for s in sorted(rivals[best].keys() & base.keys())])
     ratios = [r for m in results.forwards_only if (r := ratio_to_backprop(results, m)) is not None]
@@ -52,7 +52,7 @@ def only_without_gradient(results: Results) -> Verdict:
         meaning += (
             " Memory is a reason of its own: " if lean else " Memory was no reason: "
         ) + f"a step without a backward pass peaks at {_peaks(results)}."
-    meaning += fine_tuning.memory(results)
+    meaning += bounded.memory(results)
     shown = between(gain, lambda x: f"{number(significant(100 * x, 2))}")
     return Verdict(claim, ruling, f"{100 * gain.value:+.1f} points".replace("-", "−"), shown, meaning, rule)
 

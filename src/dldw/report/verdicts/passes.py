@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dldw.report.results import Results, cost_of
-from dldw.report.verdicts import fine_tuning
+from dldw.report.verdicts import bounded
 from dldw.report.verdicts.verdict import Ruling, Verdict, not_shown
 from dldw.report.words import number, times
 
@@ -20,9 +20,7 @@ def passes(results: Results) -> Verdict:
     )
     base, own = cost_of(results, results.backprop), cost_of(results, results.nudge)
     if base is None or own is None:
-        return not_shown(
-            claim, rule, "The cost of a step was not measured for both methods." + fine_tuning.steps(results)
-        )
+        return not_shown(claim, rule, "The cost of a step was not measured for both methods." + bounded.steps(results))
     as_said = own["forwards_measured"] >= 1.5
     cheaper = base["time_ratio_high"] < own["time_ratio"] and base["step_flops"] < own["step_flops"]
     ruling: Ruling = "does not hold" if not as_said else "holds" if cheaper else "holds partly"
@@ -30,7 +28,7 @@ def passes(results: Results) -> Verdict:
         f"By passes: one forward and one backward against two forwards. By cost: the back-propagation step takes "
         f"{times(base['time_ratio'])} the time of two bare forwards and {number(base['forwards_measured'])} forwards’ "
         f"worth of floating-point operations; the one-weight step takes {times(own['time_ratio'])} and "
-        f"{number(own['forwards_measured'])}. The backward pass is not free.{fine_tuning.steps(results)}"
+        f"{number(own['forwards_measured'])}. The backward pass is not free.{bounded.steps(results)}"
     )
     spread = (
         f"middle half {number(base['time_ratio_low'])} to {number(base['time_ratio_high'])}, {base['repeats']} repeats"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dldw.report.results import Results, cost_of
-from dldw.report.verdicts import fine_tuning
+from dldw.report.verdicts import bounded
 from dldw.report.verdicts.verdict import Ruling, Verdict, not_shown
 from dldw.report.words import number, times
 
@@ -23,9 +23,7 @@ def price(results: Results) -> Verdict:
     )
     base, own = cost_of(results, results.backprop), cost_of(results, results.nudge)
     if base is None or own is None:
-        return not_shown(
-            claim, rule, "The cost of a step was not measured for both methods." + fine_tuning.price(results)
-        )
+        return not_shown(claim, rule, "The cost of a step was not measured for both methods." + bounded.price(results))
     value, low, high = (base[k] / own["time_ratio"] for k in ("time_ratio", "time_ratio_low", "time_ratio_high"))
     work = base["step_flops"] / max(own["step_flops"], 1)
     ruling: Ruling = ("does not hold", "holds partly", "holds")[(high <= ABOUT_AS_MUCH) + (work <= ABOUT_AS_MUCH)]
@@ -41,6 +39,6 @@ def price(results: Results) -> Verdict:
         )
     else:
         meaning += f" Differences for all of them would take {number(base['weights'] + 1)} forwards."
-    meaning += fine_tuning.price(results)
+    meaning += bounded.price(results)
     spread = f"middle half {number(low)} to {number(high)}, {base['repeats']} repeats"
     return Verdict(claim, ruling, f"{times(value)} the time", spread, meaning, rule)

@@ -1,4 +1,4 @@
-"""What fine-tuning under one bound of memory adds to claims 3, 5 and 6, where it was tried."""
+"""What a comparison under one bound of memory adds to claims 3, 5 and 6, where one was made."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dldw.report.words import duration, number, size, times
 def steps(results: Results) -> str:
     """For claim 3: what a step takes of those that learn from two forward passes, and of back-propagation."""
     found = [
-        f"that of {label} {times(cost['time_ratio'])}"
+        f"{label} {times(cost['time_ratio'])}"
         for label in (*results.labelled("mezo"), results.backprop, *results.labelled("backprop", checkpoint=True))
         if results.fits and label and (cost := cost_of(results, label)) is not None
     ]
     if len(found) < 2:
         return ""
-    return f" {_model(results)}, over two bare forwards of its batch, a step takes the time: {', '.join(found)}."
+    return f" {_model(results)}, steps over two bare forwards of their batch: {', '.join(found)}."
 
 
 def price(results: Results) -> str:
@@ -46,4 +46,4 @@ def _ahead(results: Results, equal: Equal, budget: str) -> str:
 
 
 def _model(results: Results) -> str:
-    return f"Fine-tuning a model of {number(results.task['weights'] if results.task else 0)} weights"
+    return f"With {number(results.task['weights'] if results.task else 0)} weights"

@@ -25,7 +25,10 @@ _log = logging.getLogger("dldw")
 
 
 class StandIn(Tensor):
-    """What ``forward`` reads in place of a parameter; an operation without a rule gets it materialised."""
+    """What ``forward`` reads in place of a parameter; an operation without a rule gets it materialised.
+
+    A recurrent layer is such an operation: one fused call takes the weights of all its layers and steps through time.
+    """
 
     rules: ClassVar[dict[Any, Callable[..., Any]]] = {}
 

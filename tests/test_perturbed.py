@@ -117,6 +117,8 @@ def test_views(rank):
         lambda w: F.linear(x, w[4:2]),
         lambda w: y @ w.transpose(0, 1).transpose(-1, -2),
         lambda w: y @ w.transpose(0, 0),
+        lambda w: torch.add(other=F.linear(input=y, weight=w.transpose(dim0=0, dim1=1)), input=w[:5]),
+        lambda w: torch.cat([F.linear(x, part) for part in w.split(split_size=4, dim=-2)], 1),
         lambda w: torch.cat(w.split([1, 3], dim=1), 1),
         lambda w: w[::2] + w[0],
     ):

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import dldw
+from dldw import evaluate
 from dldw.moved import DenseMoved, LowRankMoved
 from dldw.population import population_losses
 
@@ -256,3 +258,21 @@ def test_members_of_low_rank_are_not_stacked(monkeypatch):
 
     with torch.no_grad():
         assert population_losses(model, weights, MEMBERS).isfinite().all()
+
+
+def test_auto_evaluates_one_by_one_where_few_members_go_through_at_a_time(monkeypatch):
+    passes = []
+    losses = evaluate.population_losses
+    monkeypatch.setattr(evaluate, "population_losses", lambda *args: passes.append(args[2]) or losses(*args))
+    model, x = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Linear(64, 2)).double(), random(512, 4)
+
+    def estimate(mode, memory):
+        evaluator, generator = evaluate.Evaluator(mode, memory), torch.Generator().manual_seed(0)
+        passes.clear()
+        source = dldw.SPSA(lambda m, b: m(b).square().sum(1), directions=6, evaluate=evaluator, generator=generator)
+        return torch.tensor(source.estimate(model, x).coefficients), list(passes)
+
+    few, together, forced = estimate("auto", 64 << 10), estimate("auto", 256 << 20), estimate("batched", 64 << 10)
+    assert [few[1], together[1], forced[1]] == [[], [12], [2] * 6]
+    torch.testing.assert_close(few[0], together[0])
+    torch.testing.assert_close(few[0], forced[0])

@@ -54,16 +54,19 @@ def _is_compiled(module: nn.Module) -> bool:
 _warned: WeakSet[nn.Module] = WeakSet()
 
 
-@contextmanager
-def without_checkpoints(model: nn.Module, checkpointed: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, modules that would run again in their backward pass run once, as no backward pass comes. A warning says so once
-    for each model. ``torch.utils.checkpoint`` runs its function as it is where autograd does not watch.
+def forwards_alone(model: nn.Module, checkpointed: Sequence[nn.Module]) -> AbstractContextManager[None]:
+    """Inside, modules that would run again in their backward pass run once, as no backward pass comes: a warning says so once
+    for each model. What is made inside ``torch.inference_mode`` is made as outside it, so that ``.grad`` can be added to.
+
+    ``torch.utils.checkpoint`` itself runs its function as it is where autograd does not watch.
 
     Args:
         model: What runs.
         checkpointed: Its modules with an attribute ``gradient_checkpointing``, as those of Hugging Face have it.
     """
     modules = [module for module in checkpointed if module.gradient_checkpointing]
+    if not modules and not torch.is_inference_mode_enabled():
+        return nullcontext()
     if modules and model not in _unchecked:
         _unchecked.add(model)
         warnings.warn(
@@ -71,10 +74,16 @@ def without_checkpoints(model: nn.Module, checkpointed: Sequence[nn.Module]) -> 
             "there is no backward pass that it could spare memory in. Disable it in the model, if no other step needs it.",
             stacklevel=2,
         )
+    return _forwards_alone(modules)
+
+
+@contextmanager
+def _forwards_alone(modules: Sequence[nn.Module]) -> Iterator[None]:
     for module in modules:
         vars(module)["gradient_checkpointing"] = False
     try:
-        yield
+        with torch.inference_mode(False), torch.no_grad():
+            yield
     finally:
         for module in modules:
             vars(module)["gradient_checkpointing"] = True

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dldw.compiled import without_checkpoints
+from dldw.compiled import forwards_alone
 from dldw.directions import Directions, Drawn
 from dldw.evaluate import Evaluator, Mode
 from dldw.objective import Objective
@@ -180,7 +180,7 @@ class Directional(GradientSource):
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         weights = self._prepare(model)
         generator = self._generator_on(weights.device)
-        with torch.inference_mode(False), torch.no_grad(), without_checkpoints(model, weights.checkpointed):
+        with torch.no_grad(), forwards_alone(model, weights.checkpointed):
             estimate = self._estimate(Objective(model, self.loss, batch, weights), generator)
             for drawn, coefficients in estimate.parts():
                 drawn.accumulate(weights, coefficients)
@@ -194,7 +194,7 @@ class Directional(GradientSource):
         """
         weights = self._checked(model)
         generator = self._generator_on(weights.device)
-        with torch.inference_mode(False), torch.no_grad(), without_checkpoints(model, weights.checkpointed):
+        with torch.no_grad(), forwards_alone(model, weights.checkpointed):
             return self._estimate(Objective(model, self.loss, batch, weights), generator)
 
     def redraw(self, weights: Weights, generator: torch.Generator, count: int) -> Iterator[Drawn]:

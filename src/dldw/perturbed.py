@@ -25,7 +25,10 @@ _log = logging.getLogger("dldw")
 
 
 class StandIn(Tensor):
-    """What ``forward`` reads in place of a parameter; an operation without a rule gets it materialised."""
+    """What ``forward`` reads in place of a parameter; an operation without a rule gets it materialised.
+
+    A recurrent layer is such an operation: one fused call takes the weights of all its layers and steps through time.
+    """
 
     rules: ClassVar[dict[Any, Callable[..., Any]]] = {}
 
@@ -113,12 +116,13 @@ class Perturbed(StandIn):
         return f"rank={self.a.shape[-1]}"
 
 
-def _linear(x: Tensor, weight: Any, bias: Any = None) -> Any:
-    if not isinstance(weight, Perturbed) or weight.weight.ndim != 2 or isinstance(x, Perturbed):
+def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:
+    if not isinstance(weight, Perturbed) or weight.weight.ndim != 2 or isinstance(input, Perturbed):
         return NotImplemented
-    if _cheap(weight.weight, min(SMALL, x.numel() // x.shape[-1] * sum(weight.shape))):
-        return F.linear(x, weight.materialised(), _dense(bias))
-    return _plus(F.linear(x, weight.weight, _dense(bias)), x @ weight.b, weight.a)
+    rows = input.numel() // max(1, input.shape[-1])
+    if _cheap(weight.weight, min(SMALL, rows * sum(weight.shape))):
+        return F.linear(input, weight.materialised(), _dense(bias))
+    return _plus(F.linear(input, weight.weight, _dense(bias)), input @ weight.b, weight.a)
 
 
 def _cheap(weight: Tensor, numbers: int) -> bool:
@@ -189,10 +193,9 @@ def _convolution(convolve: Callable[..., Tensor]) -> Callable[..., Any]:
     return rule
 
 
-def _add(x: Any, weight: Any, *, alpha: float = 1) -> Any:
+def _add(input: Any, other: Any, *, alpha: float = 1) -> Any:
     """x + W + A Bᵀ, as where positions are added to embeddings: a pass over the sum for each rank."""
-    if isinstance(x, Perturbed):
-        x, weight = weight, x
+    x, weight = (other, input) if isinstance(input, Perturbed) else (input, other)
     if isinstance(x, StandIn) or not isinstance(x, Tensor) or not isinstance(weight, Perturbed) or alpha != 1:
         return NotImplemented
     y, rest = x + weight.weight, weight.shape[1:]
@@ -250,13 +253,13 @@ def _chunk(weight: StandIn, chunks: int, dim: int = 0) -> Any:
     return _split(weight, -(-len(weight) // chunks), dim)
 
 
-def _split(weight: StandIn, sizes: int | Sequence[int], dim: int = 0) -> Any:
+def _split(weight: StandIn, split_size: int | Sequence[int], dim: int = 0) -> Any:
     if dim % weight.ndim:
         return NotImplemented
-    if isinstance(sizes, int):
-        ends: Iterable[int] = (*range(0, len(weight), sizes), len(weight))
+    if isinstance(split_size, int):
+        ends: Iterable[int] = (*range(0, len(weight), split_size), len(weight))
     else:
-        ends = accumulate(sizes, initial=0)
+        ends = accumulate(split_size, initial=0)
     return tuple(weight.part(start, stop) for start, stop in pairwise(ends))
 
 
@@ -267,8 +270,8 @@ def _rows(weight: StandIn, index: Any) -> Any:
     return weight.part(start, max(start, stop))
 
 
-def _transposed(weight: StandIn, *dims: int) -> Any:
-    return weight.transposed() if weight.ndim == 2 and (not dims or dims[0] % 2 != dims[1] % 2) else NotImplemented
+def _transposed(weight: StandIn, dim0: int = 0, dim1: int = 1) -> Any:
+    return weight.transposed() if weight.ndim == 2 and dim0 % 2 != dim1 % 2 else NotImplemented
 
 
 def opened(function: Any) -> Callable[..., Any]:

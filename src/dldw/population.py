@@ -310,11 +310,10 @@ def _attention(
         if any(size > 1 for size in mask.shape[:-3]):
             mask = mask.expand(*q.shape[:-3], *mask.shape[-3:])
         mask = mask.flatten(0, -4)
-    flat_q, flat_k, flat_v = (t.flatten(0, -4) for t in (q, k, v))  # the fast kernels take [B, heads, L, d]
-    out = F.scaled_dot_product_attention(
-        flat_q, flat_k, flat_v, mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-    )
-    return rules.joined(out.view(*q.shape[:-3], *out.shape[1:]))
+    lead = q.shape[:-3]
+    q, k, v = (t.flatten(0, -4) for t in (q, k, v))  # the fast kernels take [B, heads, L, d]
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
+    return rules.joined(out.view(*lead, *out.shape[1:]))
 
 
 def _packed_attention(rules: _Rules, *args: Any, **kwargs: Any) -> Any:

@@ -203,6 +203,7 @@ def _tiled(x: Any, weight: Any) -> bool:
         isinstance(weight, Moving)
         and type(x) is Tensor
         and len(weight.noise.rows) > 1
+        and weight.numel() > 0
         and weight.ndim == 2
         and x.dtype == weight.dtype
         and not torch.is_grad_enabled()
@@ -211,10 +212,10 @@ def _tiled(x: Any, weight: Any) -> bool:
     )
 
 
-def _linear(x: Tensor, weight: Any, bias: Any = None) -> Any:
-    if not _tiled(x, weight):
+def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:
+    if not _tiled(input, weight):
         return NotImplemented
-    return _sum_of_parts(x, weight, bias) if weight.turned else _by_outputs(x, weight, bias)
+    return _sum_of_parts(input, weight, bias) if weight.turned else _by_outputs(input, weight, bias)
 
 
 def _matmul(x: Any, weight: Any) -> Any:

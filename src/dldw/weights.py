@@ -68,7 +68,9 @@ class Weights:
             (d, key, value)
             for d in dicts[::3] + dicts[1::3]
             for key, value in d.items()
-            if value is None or isinstance(value, nn.Module) or not value.is_meta
+            if value is None
+            or isinstance(value, nn.Module)
+            or not value.is_meta  # which hooks put anew for each forward
         ]
         self.buffers = [(d, key) for d in dicts[2::3] for key, value in d.items() if value is not None]
         self._dicts, self._lengths = dicts, [len(d) for d in dicts]
@@ -109,7 +111,7 @@ class Weights:
                 continue
             key: Any = id(parameter)
             slot: Slot = (module._parameters, name)
-            if parameter.is_meta:
+            if parameter.is_meta and hook is not None:
                 slot = self._offloaded(hook, name)
                 parameter = slot[0][slot[1]]
                 key = parameter.data_ptr(), parameter.shape

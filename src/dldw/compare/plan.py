@@ -252,18 +252,22 @@ class Plan:
         ]  # fmt: skip
 
     def _estimates(self, spec: Spec, settings: Settings) -> list[Item]:
-        budget, width = self.budget, self.task.width
-        widths = [width] if width is None else [max(2, int(width * r)) for r in budget.widths or (1.0,)]
-        frozen = _frozen(spec.settings(settings))
+        budget, frozen = self.budget, _frozen(spec.settings(settings))
         return [
             Estimating(self.target, self.data, spec, frozen, seed=seed, width=w, draws=budget.draws)
-            for w in widths
+            for w in self._near
             for seed in range(budget.estimate_seeds)
         ]
 
     @cached_property
+    def _near(self) -> list[int | None]:
+        width = self.task.width
+        return [width] if width is None else [max(2, int(width * r)) for r in self.budget.widths or (1.0,)]
+
+    @cached_property
     def _sizes(self) -> list[tuple[int, int]]:
-        return widths_of(self.task, self.budget.sizes) if self.budget.draws else []
+        sizes = self.budget.sizes if self.budget.draws else ()
+        return [(width, size) for width, size in widths_of(self.task, sizes) if width not in self._near]
 
     def _cheap(self, spec: Spec) -> bool:
         """Whether its estimates have a closed form to be held against, and cost a few forwards however many weights."""

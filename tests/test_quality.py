@@ -239,6 +239,12 @@ def test_mistakes_are_explained():
         quadratic(dldw.Backprop).sweep()
     with pytest.raises(dldw.DldwError, match="sigma is empty, so there is nothing to sweep"):
         quadratic(lambda loss: dldw.SPSA(loss, generator=seeded()), draws=2).sweep([])
+    flat = QuadraticProblem()
+    zero = dldw.Backprop(lambda model, _: 0 * flat.loss(model, None))
+    with pytest.raises(
+        dldw.DldwError, match="the exact gradient is zero here, so the error of a slope has nothing to be"
+    ):
+        dldw.quality(dldw.SPSA(flat.loss), zero, model=flat.model, batch=None, draws=2).sweep()
     with pytest.raises(dldw.DldwError, match="have no direction in common"):
         dldw.Quality(**{**vars(quadratic(dldw.Backprop)), "variance": None, "cosine": 0.0}).directions_for(0.5)
 

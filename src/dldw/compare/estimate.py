@@ -57,8 +57,8 @@ class Estimating(MethodItem):
         seed: Which point in training.
         width: Hidden units.
         draws: Estimates.
-        size: About how many weights, where they are more than the task has: then the point is where training begins, and no
-            step is tried.
+        size: About how many weights, where the width is far from the task's own: then the point is where training begins,
+            and no step is tried.
     """
 
     seed: int
@@ -165,7 +165,10 @@ class Sweeping(Item):
             g = exact_gradient(task, model, batch).double()
         except RuntimeError as error:
             return [note(f"Slopes on {self.task} have no exact derivative to be compared with: {error}")]
-        found = sweep(SPSA(task.loss), g, model, batch, self._sigma, directions=SWEPT)
+        try:
+            found = sweep(SPSA(task.loss), g, model, batch, self._sigma, directions=SWEPT)
+        except DldwError as error:
+            return [note(f"Sigma was not swept on {self.task}: {error}")]
         record: dict[str, Any] = {
             "kind": "sigma",
             "task": self.task,

@@ -139,9 +139,16 @@ class Plan:
         return taken
 
     @cached_property
+    def near(self) -> list[int | None]:
+        """Widths at which all estimates are judged."""
+        width = self.task.width
+        return [width] if width is None else [max(2, int(width * r)) for r in self.budget.widths or (1.0,)]
+
+    @cached_property
     def far(self) -> list[tuple[int, int]]:
-        """Widths far from the task's own at which estimates are judged, each with about how many weights it gives."""
-        return widths_of(self.task, self.budget.sizes) if self.budget.draws else []
+        """Widths beyond these, for estimates that cost little there, each with about how many weights it gives."""
+        sizes = self.budget.sizes if self.budget.draws else ()
+        return [(width, size) for width, size in widths_of(self.task, sizes) if width not in self.near]
 
     def left_out(self) -> dict[str, list[Spec]]:
         """The methods that each study would take and the total has no room for."""

@@ -80,7 +80,7 @@ def sweep(
         directions: How many, each a direction of the source or as many as it draws together.
 
     Raises:
-        DldwError: The source measures no differences, there is no gradient, or ``sigma`` is empty.
+        DldwError: The source measures no differences, there is no gradient or it is zero, or ``sigma`` is empty.
     """
     slope = source._slope if isinstance(source, Directional) else None
     if not isinstance(source, Directional) or not isinstance(slope, Central | OneSided):
@@ -109,6 +109,11 @@ def sweep(
         drawn = [source._directions.draw(weights, generator, 0, 1) for _ in range(directions)]
         slopes = [_slope(own, weights, direction.tangents(weights, 0)) for direction in drawn]
         exact = torch.tensor(slopes, dtype=torch.float64)
+        if not exact.any():
+            raise DldwError(
+                "the exact gradient is zero here, so the error of a slope has nothing to be relative to. Choose sigma by "
+                "training: dldw compare TASK --tune 20."
+            )
         for value in chosen:
             found = []
             for direction in drawn:

@@ -138,14 +138,13 @@ def _widths(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]
 
 
 def _estimates(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]:
-    budget, width = plan.budget, plan.task.width
-    widths = [width] if width is None else [max(2, int(width * r)) for r in budget.widths or (1.0,)]
+    budget = plan.budget
     return [
         Estimating(
             plan.target, plan.data, spec, frozen(spec.settings(settings)), seed=seed, width=w, draws=budget.draws
         )
         for spec in specs
-        for w in widths
+        for w in plan.near
         for seed in range(budget.estimate_seeds)
     ]
 

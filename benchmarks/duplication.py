@@ -21,15 +21,6 @@ import dldw
 from dldw.memory import keep_freed_memory
 from dldw.tasks.duplication import Duplication
 
-EVALUATED = ("full", "8", "4", "2", "1")
-PAPER = {
-    "full": (100, 94.8, 92.5, 76.9, 52.5),
-    "4": (0.8, 100, 99.9, 99.4, 91.9),
-    "2": (0.8, 100, 99.9, 98.1, 86.8),
-    "1": (0.8, 99.9, 99.6, 94.8, 77.9),
-}
-
-
 def rounds(name):
     return None if name == "full" else int(name)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from dldw.compare.item import Identity, Item
+from dldw.compare.records import Record
 from dldw.nn.likelihood import exact_log_partition
 from dldw.nn.rbm import RBM
 from dldw.sources.contrastive_divergence import ContrastiveDivergence
@@ -30,6 +33,48 @@ class Bias:
     cosine: float
     norm: float
     error: float
+
+
+REPEATED = 20
+"""Copies of the data in a batch: each has noise of its own, and there are few examples where all can be summed up."""
+STEPS, K = (0, 100, 300, 1000), (1, 3, 10)
+
+
+@dataclass(frozen=True)
+class Sampling(Item):
+    """The bias of contrastive divergence on the machine of a task that can be enumerated.
+
+    Attributes:
+        draws: Estimates that are averaged at every point.
+    """
+
+    draws: int
+
+    @property
+    def weight(self) -> float:
+        return 1.5e-3 * max(STEPS) + 1e-3 * self.draws * len(STEPS) * (sum(K) + 1)
+
+    @property
+    def keys(self) -> list[Identity]:
+        return [("sampling", self.task, step, name) for step in STEPS for name in (*(f"CD-{n}" for n in K), "PCD-1")]
+
+    @property
+    def what(self) -> str:
+        return "bias of contrastive divergence"
+
+    def run(self) -> list[Record]:
+        found = self.loaded().enumerable()
+        if found is None:
+            return []
+        rbm, v = found
+        generator = torch.Generator().manual_seed(0)
+        records: list[Any] = [
+            {"kind": "sampling", "task": self.task, **asdict(bias)}
+            for bias in biases(
+                cast(RBM, rbm), v.repeat(REPEATED, 1), steps=STEPS, k=K, draws=self.draws, generator=generator
+            )
+        ]
+        return cast(list[Record], records)
 
 
 def exact_gradient(rbm: RBM, v: Tensor) -> Tensor:

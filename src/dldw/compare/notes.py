@@ -18,6 +18,7 @@ _STUDIES = {
     "landscape": "The path through the two-weight landscape",
     "estimate": "The quality of the estimate",
     "displacement": "Where its steps lead",
+    "inside": "What happens inside the model",
     "companion": "Training on the companion task",
     "learning-rate": "Training over learning rates",
     "width": "Training over widths",

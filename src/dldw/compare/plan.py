@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from dldw.compare.budget import Budget
+from dldw.compare.contrastive import Sampling
+from dldw.compare.crossed import Crossing
 from dldw.compare.depth import Deepening
 from dldw.compare.displacement import Displacing
 from dldw.compare.estimate import Estimating, Nudging
+from dldw.compare.inside import Inside
 from dldw.compare.item import SECONDS_PER_FORWARD, Item
 from dldw.compare.landscape import Mapping2d
 from dldw.compare.meter import Metering, seconds_within
@@ -23,6 +26,7 @@ from dldw.compare.share import (
     CURVES,
     DISPLACEMENTS,
     ESTIMATES,
+    INSIDE,
     LANDSCAPE,
     RATES,
     curves_within,
@@ -35,6 +39,7 @@ from dldw.compare.tune import Tuning
 from dldw.compare.width import Widening
 from dldw.errors import DldwError
 from dldw.registry import METHODS, method
+from dldw.searcher import Searcher
 from dldw.tasks.task import Settings, Task, tuned
 from dldw.tasks.userfile import fingerprint
 from dldw.weights import Weights
@@ -45,6 +50,8 @@ FIRST = ("backprop", "weight-perturbation", "backprop[checkpoint=true]", "random
 """What studies take before all others: what the question asks about, and the baselines."""
 NAMED = ("perceptron", "contrastive-divergence", "particle-swarm", "genetic-algorithm")
 """Whose steps are followed before those of all others but the first: the discussion names them."""
+HOMES = {"perceptron": "separable", "contrastive-divergence": "two-bars"}
+"""Where the steps of these are followed when they cannot run on the task of the comparison: small tasks of their kind."""
 CORES = 2
 """What a total is meant for: where one process runs alone, the other core waits, and that counts too."""
 
@@ -63,6 +70,7 @@ class Plan:
         trials: Of ``--tune``, for each method; 0 for the settings that ship.
         wanted: Seeds and forwards of a learning curve before the total was shared out.
         dropped: Why baselines, or methods of the default comparison, that cannot run on this task are not there.
+        elsewhere: Of these, the methods whose steps are followed on a task of their own, for the discussion names them.
     """
 
     target: str
@@ -74,6 +82,7 @@ class Plan:
     trials: int = 0
     wanted: tuple[int, float] = (0, 0.0)
     dropped: tuple[str, ...] = ()
+    elsewhere: tuple[Spec, ...] = ()
 
     def config(self, version: str) -> dict[str, Any]:
         """Everything that decides the results: only runs in which all of it is equal may be mixed."""
@@ -117,6 +126,10 @@ class Plan:
         items += [item for spec in shares["learning-rate"] for item in self._rates(spec, settings)]
         items += [item for spec in shares["estimate"] for item in self._estimates(spec, settings)]
         items += [item for spec in shares["displacement"] for item in self._displacements(spec, settings)]
+        items += [item for spec in self.elsewhere for item in self._at_home(spec)]
+        items += [item for spec in shares["inside"] for item in self._insides(spec, settings)]
+        items += self._samplings()
+        items += self._crossings(settings)
         if budget.nudged_weights:
             items.append(self._nudging())
         if shares["landscape"]:
@@ -149,6 +162,9 @@ class Plan:
             "landscape": plain if budget.grid else [],
             "estimate": sources if budget.draws else [],
             "displacement": ranked(plain, (*FIRST, *NAMED)) if budget.displacements else [],
+            "inside": [s for s in order if not issubclass(s.method.factory, Searcher)]
+            if budget.inside_forwards
+            else [],
             "companion": plain if self.task.companion and budget.companion_seeds else [],
             "learning-rate": sources if budget.factors else [],
             "width": sources if budget.widths and self.task.width is not None else [],
@@ -161,6 +177,7 @@ class Plan:
             "landscape": lambda spec: counted([self._landscape([spec], {})]) - counted([self._landscape([], {})]),
             "estimate": lambda spec: counted(self._estimates(spec, {})),
             "displacement": lambda spec: counted(self._displacements(spec, {})),
+            "inside": lambda spec: counted(self._insides(spec, {})),
             "companion": lambda spec: counted(self._companion(spec, {})),
             "learning-rate": lambda spec: counted(self._rates(spec, {})),
             "width": lambda spec: counted(self._widths(spec, {})),
@@ -176,9 +193,11 @@ class Plan:
         metered += take("wider cost", COSTS * budget.total - metered)
         left -= metered + (counted([self._nudging()]) if budget.nudged_weights else 0.0)
         left -= counted([self._landscape([], {})]) if budget.grid else 0.0
+        left -= counted(self._samplings() + self._crossings({}))
+        left -= sum(counted(self._at_home(spec)) for spec in self.elsewhere)
         parts = {
-            "landscape": LANDSCAPE, "estimate": ESTIMATES, "displacement": DISPLACEMENTS, "companion": COMPANION,
-            "learning-rate": RATES,
+            "landscape": LANDSCAPE, "estimate": ESTIMATES, "displacement": DISPLACEMENTS, "inside": INSIDE,
+            "companion": COMPANION, "learning-rate": RATES,
         }  # fmt: skip
         spent = sum(take(study, part * left) for study, part in parts.items())
         take("width", left - spent)
@@ -258,6 +277,32 @@ class Plan:
                 self.target, self.data, spec, frozen, seed=seed, width=self.task.width, steps=budget.displacements
             )
             for seed in range(budget.estimate_seeds)
+        ]
+
+    def _at_home(self, spec: Spec) -> list[Item]:
+        from dldw.tasks import load_task
+
+        budget, home = self.budget, load_task(HOMES[spec.target])
+        frozen = _frozen(spec.settings(home.settings))
+        return [
+            Displacing(home.name, None, spec, frozen, seed=seed, width=home.width, steps=budget.displacements)
+            for seed in range(budget.estimate_seeds if budget.displacements else 0)
+        ]
+
+    def _insides(self, spec: Spec, settings: Settings) -> list[Item]:
+        budget, frozen = self.budget, _frozen(spec.settings(settings))
+        return [Inside(self.target, self.data, spec, frozen, 0, budget.inside_forwards, budget.per_decade)]
+
+    def _samplings(self) -> list[Item]:
+        wanted = self.budget.sampling_draws and self.task.enumerable() is not None
+        return [Sampling(self.target, self.data, self.budget.sampling_draws)] if wanted else []
+
+    def _crossings(self, settings: Settings) -> list[Item]:
+        lr = parse("backprop").settings(settings).get("lr", 1e-3)
+        plain = self.budget.forwards / forwards_per_step(parse("backprop"), {}, 1)
+        return [
+            Crossing(self.target, self.data, way, max(1, round(longer * plain)), lr)
+            for way, longer in self.task.ways.items()
         ]
 
     def _nudging(self) -> Item:
@@ -342,7 +387,8 @@ def make_plan(
         )  # fmt: skip
         alone = COSTS * budget.total * SECONDS_PER_FORWARD / CORES / (2 if task.wider else 1)
         budget = replace(budget, forwards=forwards, cost_seconds=seconds_within(alone, len(specs), budget.cost_seconds))
-    return Plan(target, task, data, tuple(specs), budget, count, trials, wanted, tuple(dropped))
+    elsewhere = [spec for spec in parse_all(HOMES) if spec not in specs] if not methods else []
+    return Plan(target, task, data, tuple(specs), budget, count, trials, wanted, tuple(dropped), tuple(elsewhere))
 
 
 def task_record(name: str, task: Task) -> Record:

@@ -17,6 +17,7 @@ from dldw.compare.records import Record, Study
 from dldw.compare.spec import Spec
 from dldw.compare.statistics import log_spaced
 from dldw.errors import DldwError, NonFiniteLossError
+from dldw.learner import Learner
 from dldw.tasks.task import Task
 from dldw.tasks.userfile import where
 from dldw.weights import Weights
@@ -51,7 +52,7 @@ def train(
     stop_at_target: bool = False,
     tuning: bool = False,
     model: nn.Module | None = None,
-    progress: Callable[[dict[str, Any]], None] | None = None,
+    progress: Callable[[dict[str, Any], Learner], None] | None = None,
 ) -> Curve:
     """Trains a fresh model until the budget is spent.
 
@@ -68,7 +69,7 @@ def train(
         stop_at_target: End at the first evaluation that reaches the task's target.
         tuning: Train without the validation split and evaluate on it.
         model: Trained in place of a fresh one.
-        progress: Called with each point of the curve.
+        progress: Called with each point of the curve, and the learner that is there.
     """
     model = task.model(seed, width) if model is None else model
     curve = Curve(weights=Weights(model).size)
@@ -101,7 +102,7 @@ def train(
             }
             curve.points.append(point)
             if progress:
-                progress(point)
+                progress(point, learner)
             value = point[task.metric]
             if value is None or _error(task, point) > DIVERGED * (abs(_error(task, curve.points[0])) or math.inf):
                 curve.reason, curve.error = "diverged", f"the loss is {figures['loss']:.3g} after step {step}"

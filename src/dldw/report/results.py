@@ -13,16 +13,19 @@ from dldw.compare.records import (
     FORMAT,
     Bias,
     Cost,
+    Crossed,
     Depth,
     Displacement,
     Done,
     End,
     Estimate,
     Evaluation,
+    Inside,
     Landscape,
     MethodRecord,
     Note,
     Run,
+    SamplingBias,
     TaskRecord,
     Tuning,
 )
@@ -53,6 +56,9 @@ class Results:
     biases: list[Bias] = field(default_factory=list)
     landscapes: list[Landscape] = field(default_factory=list)
     paths: list[PathRecord] = field(default_factory=list)
+    insides: list[Inside] = field(default_factory=list)
+    samplings: list[SamplingBias] = field(default_factory=list)
+    crossings: list[Crossed] = field(default_factory=list)
     tunings: list[Tuning] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     done: Done | None = None
@@ -131,6 +137,9 @@ _TABLES = {
     "bias": "biases",
     "landscape": "landscapes",
     "path": "paths",
+    "inside": "insides",
+    "sampling": "samplings",
+    "crossed": "crossings",
     "tuning": "tunings",
     "note": "notes",
 }
@@ -143,6 +152,9 @@ _KEYS = {
     "depths": ("task", "method", "depth"),
     "paths": ("task", "method"),
     "landscapes": ("task",),
+    "insides": ("task", "method", "seed"),
+    "samplings": ("task", "step", "estimator"),
+    "crossings": ("task", "trained", "evaluated"),
     "tunings": ("task", "method", "trial"),
     "notes": ("text",),
 }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dldw.nn.rbm import RBM
 from dldw.tasks.digits import Digits
+from dldw.tasks.picture import Picture, pictures_of
 from dldw.tasks.task import Task, seeded
 
 READOUT_DECAY = 1.0
@@ -60,6 +61,9 @@ class RbmDigits(Task):
         while True:
             order = torch.randperm(count, generator=generator)
             yield from (self.images[rows] for rows in order.split(self.batch_size) if len(rows) == self.batch_size)
+
+    def pictures(self, model: nn.Module, generator: torch.Generator) -> list[Picture]:
+        return pictures_of(cast(RBM, model), self.splits["test"][0], generator)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str = "test") -> dict[str, float]:

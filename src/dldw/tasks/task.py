@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from typing import Any, ClassVar, TypedDict, TypeVar
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dldw.errors import DldwError
+from dldw.tasks.picture import Picture
 
 Settings = dict[str, dict[str, Any]]
 Made = TypeVar("Made")
@@ -41,6 +42,10 @@ class Task(ABC):
         wider: The same task at another width, whose step costs are measured too, if any.
         methods: What a comparison takes where no methods are named; all registered ones where this is empty.
         depths: Numbers of blocks at which the cost of exact gradients is measured (see ``deeper``), if any.
+        ways: Ways the model can be trained in, to be evaluated in all of ``asked`` (see ``choose``), if any; for each, how
+            long it is trained, over the budget of a learning curve.
+        asked: Ways it is evaluated in.
+        published: Of each way of training, the published accuracies in ``asked``, in per cent.
         batch_size: Examples in one batch.
         width: Hidden units of the model ``model()`` makes by default, or None where the task has no width.
         train_examples, test_examples: Sizes of the splits, in examples.
@@ -57,6 +62,9 @@ class Task(ABC):
     wider: ClassVar[str | None] = None
     methods: ClassVar[tuple[str, ...]] = ()
     depths: ClassVar[tuple[int, ...]] = ()
+    ways: ClassVar[Mapping[str, float]] = {}
+    asked: ClassVar[tuple[str, ...]] = ()
+    published: ClassVar[Mapping[str, tuple[float, ...]]] = {}
     batch_size: int
     width: int | None = None
     train_examples: int
@@ -98,6 +106,22 @@ class Task(ABC):
         raise DldwError(
             f"{self.name} has one depth: there is no network of {depth} blocks. Name a task that has depths."
         )
+
+    def choose(self, model: nn.Module, way: str) -> None:
+        """Sets a model to one of ``ways`` or ``asked``: what it computes changes, its weights do not."""
+        raise DldwError(f"{self.name} has one way to run its model: there is no {way!r}. Name a task that has ways.")
+
+    def examples(self, split: str) -> tuple[Tensor, Tensor] | None:
+        """Inputs as the network takes them and their labels, of ``train`` or ``test``; None where nothing is classified."""
+        return None
+
+    def enumerable(self) -> tuple[nn.Module, Tensor] | None:
+        """A Boltzmann machine small enough for the exact gradient of its likelihood, and its data; None without one."""
+        return None
+
+    def pictures(self, model: nn.Module, generator: torch.Generator) -> list[Picture]:
+        """Images of what a model has learnt; none where there is nothing to see."""
+        return []
 
 
 def tuned(task: str) -> Tuned:

@@ -30,8 +30,8 @@ FLAGS = (
 )
 WIDTHS = (360, 768, 1400)
 CHARTS = (
-    "curves", "target", "generations", "diversity", "cost", "memory", "depth", "cosine", "quotient", "growth", "failures",
-    "landscape", "tuning",
+    "curves", "target", "crossed", "generations", "diversity", "cost", "memory", "depth", "cosine", "quotient", "sampling",
+    "alignment", "layerwise", "filters", "samples", "chains", "occluded", "growth", "failures", "landscape", "tuning",
 )  # fmt: skip
 
 

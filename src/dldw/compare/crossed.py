@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -65,10 +66,24 @@ class Crossing(Item):
         return cast(list[Record], records)
 
 
-def crossed(task: Task, trained: str, *, steps: int, lr: float, seed: int = 0) -> dict[str, float]:
+def crossed(
+    task: Task,
+    trained: str,
+    *,
+    steps: int,
+    lr: float,
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+) -> dict[str, float]:
     """The accuracy in every way asked for, after so many steps of Adam in one way; draws from the global random state.
 
-    The learning rate rises in the first 50 steps and falls along a cosine.
+    Args:
+        task: One that has ways.
+        trained: The way of training.
+        steps: How many.
+        lr: The largest learning rate; it rises in the first 50 steps and falls along a cosine.
+        seed: Of the weights and batches.
+        progress: Called with the number of every step, 1 at first, and its loss.
     """
     model = task.model(seed)
     task.choose(model, trained)
@@ -77,9 +92,11 @@ def crossed(task: Task, trained: str, *, steps: int, lr: float, seed: int = 0) -
         optimizer, lambda s: min((s + 1) / WARM_UP, LEAST + (1 - LEAST) * (1 + math.cos(math.pi * s / steps)) / 2)
     )
     learner, batches = Descent(model, Backprop(task.loss), optimizer), task.batches(seed)
-    for _ in range(steps):
-        learner.step(next(batches))
+    for step in range(1, steps + 1):
+        loss = learner.step(next(batches))
         schedule.step()
+        if progress:
+            progress(step, float(loss))
     found = {}
     for evaluated in task.asked:
         task.choose(model, evaluated)

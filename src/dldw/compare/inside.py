@@ -113,10 +113,10 @@ def layer_accuracies(task: Task, model: nn.Module) -> list[dict[str, Any]]:
     A read-out is fitted by ridge regression on training examples that the validation split is not among. What a layer hands
     on is what the next one is given, so that the non-linearity between them is included.
     """
-    parts = task.examples("train"), task.examples("test")
-    if parts[0] is None or parts[1] is None:
+    learnt, unseen = task.examples("train"), task.examples("test")
+    if learnt is None or unseen is None:
         return []
-    (x, y), (x_test, y_test) = parts
+    (x, y), (x_test, y_test) = learnt, unseen
     model.eval()
     seen, tested = features(model, x), features(model, x_test)
     found = [

@@ -28,7 +28,7 @@ SECTIONS = (
     ("price", "What one step costs", ("cost", "memory")),
     ("layers", "What depth costs", ("depth",)),
     ("estimate", "How good the estimate is", ("cosine", "quotient", "sampling")),
-    ("inside", "Inside the models", ("alignment", "layers")),
+    ("inside", "Inside the models", ("alignment", "layerwise")),
     ("machine", "What the Boltzmann machine has learnt", ("filters", "samples", "chains", "occluded")),
     ("size-and-settings", "What size and settings do", ("growth", "failures")),
     ("descent", "A picture of the descent", ("landscape",)),

@@ -16,7 +16,7 @@ def crossed(results: Results) -> Chart | None:
     kit, name = Kit(results), results.task["task"] if results.task else None
     rows: list[Row] = [
         {
-            **{k: c[k] for k in ("trained", "evaluated", "steps", "accuracy", "published")},  # type: ignore[literal-required]
+            **{k: c[k] for k in ("trained", "evaluated", "steps", "accuracy", "published")},
             "ours": f"{100 * c['accuracy']:.1f}",
             "paper": "" if c["published"] is None else f"{100 * c['published']:.1f}",
         }
@@ -27,7 +27,7 @@ def crossed(results: Results) -> Chart | None:
         return None
     trained = list(dict.fromkeys(r["trained"] for r in sorted(rows, key=lambda r: _order(r["trained"]))))
     asked = list(dict.fromkeys(r["evaluated"] for r in sorted(rows, key=lambda r: _order(r["evaluated"]))))
-    x = alt.X("evaluated:O", sort=asked, axis=alt.Axis(title="evaluated with, hashes", orient="top", labelAngle=0))
+    x = alt.X("evaluated:O", sort=asked, axis=alt.Axis(title="evaluated with", labelAngle=0))
     y = alt.Y("trained:O", sort=trained, axis=alt.Axis(title="trained with", grid=False))
     tooltip: list[Any] = [
         alt.Tooltip("trained:N", title="trained with"),

@@ -71,9 +71,9 @@ def alignment(results: Results) -> Chart | None:
         "alignment",
         "Where estimates point as training goes on",
         _turned(rows),
-        "The angle between one estimate of each method and the exact gradient, on a batch that stays the same, at the "
-        "weights the method has come to. At 90° a step leads neither down nor up. Feedback alignment: the weights come to "
-        "align with the feedback. Exact methods are at 0° and not drawn.",
+        "The angle between one estimate of each method and the exact gradient of the task’s loss, on a batch that stays the "
+        "same, at the weights the method has come to. At 90° a step leads neither down nor up. Feedback alignment: the "
+        "weights come to align with the feedback. Exact methods are at 0° and not drawn.",
         {"rows": rounded(rows), "right": [{"angle": 90, "text": "90°: as good as any direction"}]},
         specs,
         [("over", list(specs))],
@@ -81,17 +81,20 @@ def alignment(results: Results) -> Chart | None:
 
 
 def _turned(rows: Sequence[Row]) -> str:
-    """The methods whose angle in the first layer fell most, or whatever has been closest."""
+    """The angles in the first layer, at first and at their least, of the methods in which they fell most."""
     told = []
     for method in dict.fromkeys(r["method"] for r in rows):
         own = [r["first"] for r in rows if r["method"] == method and r["first"] is not None]
         if own:
-            told.append((min(own), own[0], method))
+            told.append((min(own) - own[0], own[0], method))
     told.sort()
     if not told:
         return "No estimate could be held against the exact gradient."
-    parts = [f"{m} goes from {first:.0f}° to {least:.0f}° at the least" for least, first, m in told[:3]]
-    return f"In the first layer, {list_of(parts)}."
+    parts = [
+        f"{m} comes from {first:.0f}° to {first + fall:.0f}°" if fall < -1 else f"{m} stays at {first:.0f}° or more"
+        for fall, first, m in told[:3]
+    ]
+    return f"In the first layer, the estimate of {list_of(parts)}."
 
 
 def layers(results: Results) -> Chart | None:
@@ -101,7 +104,13 @@ def layers(results: Results) -> Chart | None:
     if not found:
         return None
     rows: list[Row] = [
-        {"method": i["method"], "layer": _place(a["layer"], len(i["layers"])), **_of(a)}
+        {
+            "method": i["method"],
+            "layer": _place(a["layer"], len(i["layers"])),
+            "number": a["layer"],
+            "features": a["features"],
+            "accuracy": a["accuracy"],
+        }
         for i in found
         for a in i["layers"]
     ]
@@ -133,7 +142,7 @@ def layers(results: Results) -> Chart | None:
     )
     text += f", and of {last}’s, for {percent(hidden[last][1], 1)}." if last != best else "."
     return Chart(
-        "layers",
+        "layerwise",
         "What every layer knows",
         text,
         f"After {number(found[0]['forwards'])} forward-pass equivalents: the test accuracy of ridge regression from what "
@@ -145,8 +154,3 @@ def layers(results: Results) -> Chart | None:
 
 def _place(layer: int, count: int) -> str:
     return "input" if layer == 0 else "output" if layer == count - 1 else f"layer {layer}"
-
-
-def _of(a: object) -> Row:
-    row = dict(a)  # type: ignore[call-overload]
-    return {"number": row["layer"], "features": row["features"], "accuracy": row["accuracy"]}

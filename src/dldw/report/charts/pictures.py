@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import altair as alt
@@ -13,6 +14,7 @@ from dldw.report.results import Results
 from dldw.report.words import list_of, number, percent
 
 GAP, CAPTION = 0.12, 0.42  # between images, and above one that has a caption, in image widths
+Said = Callable[[str, Mapping[str, float]], str]
 MOST = 6
 """Methods whose images are shown, those first whose models became best."""
 
@@ -38,8 +40,8 @@ def samples(results: Results) -> Chart | None:
         "What the machine makes up",
         "First row: digits of the test split. Below: chains that began at random pixels, after a thousand steps of Gibbs "
         "sampling; shade is the probability of a lit pixel.",
-        None,
-        "Digits that nobody wrote, below real ones",
+        lambda m, f: f"{m} {number(f['metric'])}",
+        "Digits that nobody wrote, below real ones; {name} at the end: ",
     )
 
 
@@ -71,7 +73,8 @@ def occluded(results: Results) -> Chart | None:
     )
 
 
-def _pictures(results: Results, name: str, title: str, note: str, said: Any, lead: str) -> Chart | None:
+def _pictures(results: Results, name: str, title: str, note: str, said: Said, lead: str) -> Chart | None:
+    """The images of one name, of each method whose model has them; ``lead`` and ``said`` make the sentence of figures."""
     kit = Kit(results)
     best = sorted(
         (i for i in insides_of(results) if any(p["name"] == name for p in i["pictures"])),
@@ -83,17 +86,14 @@ def _pictures(results: Results, name: str, title: str, note: str, said: Any, lea
     rows = [row for method, picture in found.items() for row in _tiles(method, picture)]
     first = next(iter(found.values()))
     across, down = _extent(first)
-    figures = [(m, p["figures"]) for m, p in found.items() if p["figures"]]
-    text = lead
-    if said is not None and figures:
-        usual = {k: number(v) for k, v in figures[0][1].items()}
-        for key, value in usual.items():
-            text = text.replace("{" + key + "}", value)
-        text += list_of([said(m, f) for m, f in figures[:3]])
+    figures = {i["method"]: {"metric": i["metric"] or 0.0, **found[i["method"]]["figures"]} for i in best}
+    for key, value in next(iter(figures.values())).items():
+        lead = lead.replace("{" + key + "}", number(value))
+    lead = lead.replace("{name}", results.task["metric"] if results.task else "")
     return Chart(
         name,
         title,
-        text + ".",
+        f"{lead}{list_of([said(m, f) for m, f in list(figures.items())[:3]])}.",
         note,
         {"rows": rows, "captions": _captions(first)},
         {method: _spec(kit, method, first, across, down) for method in found},

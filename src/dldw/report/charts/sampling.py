@@ -20,8 +20,9 @@ def sampling(results: Results) -> Chart | None:
     own = [f"--m{i}" for i in (1, 5, 2, 3, 4, 6, 7, 8)]
     shapes = ["circle", "square", "triangle-up", "diamond", "cross"]
     x = alt.X("step:O", sort=steps, axis=alt.Axis(title="steps of exact gradient descent before", labelAngle=0))
-    colour = alt.Color("estimator:N", legend=None, scale=alt.Scale(domain=estimators, range=own[: len(estimators)]))
-    shape = alt.Shape("estimator:N", legend=None, scale=alt.Scale(domain=estimators, range=shapes[: len(estimators)]))
+    legend = alt.Legend(title=None, orient="top", labelColor=alt.expr("ink"))
+    colour = alt.Color("estimator:N", legend=legend, scale=alt.Scale(domain=estimators, range=own[: len(estimators)]))
+    shape = alt.Shape("estimator:N", legend=legend, scale=alt.Scale(domain=estimators, range=shapes[: len(estimators)]))
     tooltip = [
         alt.Tooltip("estimator:N"),
         alt.Tooltip("step:Q", format=","),
@@ -33,19 +34,17 @@ def sampling(results: Results) -> Chart | None:
     specs = {}
     for field, title in titles.items():
         values = [r[field] for r in rows]
-        domain = (
-            [min(0.9, min(values)) - 0.02, max(1.0, *values) + 0.02] if field == "cosine" else [0, 1.1 * max(values)]
-        )
-        y = alt.Y(f"{field}:Q", scale=alt.Scale(domain=domain, nice=False), axis=alt.Axis(title=title, tickCount=5))
+        room = 0.08 * (max(1.0, *values) - min(values))
+        scale = alt.Scale(domain=[min(values) - room, max(1.0, *values) + room], nice=False, zero=False)
+        y = alt.Y(f"{field}:Q", scale=scale, axis=alt.Axis(title=title, tickCount=5))
         base = alt.Chart().encode(x=x, y=y, color=colour)
         specs[field] = kit.finish(
             [
-                alt.Chart(alt.NamedData("one")).mark_rule(strokeDash=[3, 3], opacity=0.6).encode(y="at:Q"),
+                alt.Chart(alt.NamedData("one"))
+                .mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.6)
+                .encode(y=alt.Y("at:Q", scale=scale)),
                 base.mark_line(strokeWidth=2),
                 base.mark_point(filled=True, size=75, opacity=1).encode(shape=shape, tooltip=tooltip),
-                base.transform_filter(f"datum.step == {steps[-1]}")
-                .mark_text(align="left", dx=8, fontSize=11)
-                .encode(text="estimator:N"),
             ],
             320,
         )

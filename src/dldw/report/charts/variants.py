@@ -29,7 +29,7 @@ def variants(results: Results) -> Chart | None:
         for m, runs in ends.items()
         for e in runs
     ]
-    middle = {m: bootstrap(e["metric"] for e in runs) for m, runs in ends.items() if runs}
+    middle = {m: bootstrap(r["metric"] for r in rows if r["method"] == m) for m, runs in ends.items() if runs}
     means: list[Row] = [{"method": m, "metric": i.value, "low": i.low, "high": i.high} for m, i in middle.items()]
     accuracy = task["metric"] == "accuracy"
     x = alt.X(

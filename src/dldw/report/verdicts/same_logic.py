@@ -93,7 +93,9 @@ def _criterion(steps: _Steps, criterion: str) -> str:
         return ""
     off = max(r["off_criterion"] for r in known)
     if off <= EQUAL:
-        return f" The update of {steps.method} is an exact subgradient of {criterion}: no entry is off by over {off:.1g}."
+        return (
+            f" The update of {steps.method} is an exact subgradient of {criterion}: no entry is off by over {off:.1g}."
+        )
     cosine = sum(r["criterion_cosine"] for r in known) / len(known)
     return f" The estimate of {steps.method} has a cosine of {number(cosine)} with the exact gradient of {criterion}."
 

@@ -92,7 +92,7 @@ BUDGETS = {
         "quick", forwards=2_000, seeds=2, per_decade=10, companion_forwards=1_000, companion_seeds=1,
         widths=(1 / 4, 1.0), width_forwards=800, width_seeds=1,
         factors=(1 / 10, 1.0, 10.0), factor_forwards=600, factor_seeds=1,
-        draws=20, estimate_seeds=1, displacements=5, inside_forwards=600, sampling_draws=3,
+        draws=20, estimate_seeds=1, displacements=5, inside_forwards=600, sampling_draws=10,
         nudges=_NUDGES[::2], nudged_weights=50, grid=13, path_forwards=60, cost_seconds=0.05, tune_forwards=1_000,
     ),
 }  # fmt: skip

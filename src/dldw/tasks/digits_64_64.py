@@ -18,6 +18,7 @@ class Digits6464(Digits):
     target = 0.95
     width = 64
     batch_size = 64
+    anneals = True
     companion = None
     wider = None
     methods: ClassVar[tuple[str, ...]] = (

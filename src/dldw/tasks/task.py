@@ -42,6 +42,8 @@ class Task(ABC):
         wider: The same task at another width, whose step costs are measured too, if any.
         methods: What a comparison takes where no methods are named; all registered ones where this is empty.
         depths: Numbers of blocks at which the cost of exact gradients is measured (see ``deeper``), if any.
+        anneals: Whether learning rates fall along a cosine over the budget of a run, where an optimizer follows the method:
+            without, the noise of an estimate decides where a run ends.
         ways: Ways the model can be trained in, to be evaluated in all of ``asked`` (see ``choose``), if any; for each, how
             long it is trained, over the budget of a learning curve.
         asked: Ways it is evaluated in.
@@ -62,6 +64,7 @@ class Task(ABC):
     wider: ClassVar[str | None] = None
     methods: ClassVar[tuple[str, ...]] = ()
     depths: ClassVar[tuple[int, ...]] = ()
+    anneals: ClassVar[bool] = False
     ways: ClassVar[Mapping[str, float]] = {}
     asked: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[Mapping[str, tuple[float, ...]]] = {}

@@ -20,7 +20,7 @@ def sampling(results: Results) -> Chart | None:
     own = [f"--m{i}" for i in (1, 5, 2, 3, 4, 6, 7, 8)]
     shapes = ["circle", "square", "triangle-up", "diamond", "cross"]
     x = alt.X("step:O", sort=steps, axis=alt.Axis(title="steps of exact gradient descent before", labelAngle=0))
-    legend = alt.Legend(title=None, orient="top", labelColor=alt.expr("ink"))
+    legend = alt.Legend(title=None, orient="bottom", labelColor=alt.expr("ink"))
     colour = alt.Color("estimator:N", legend=legend, scale=alt.Scale(domain=estimators, range=own[: len(estimators)]))
     shape = alt.Shape("estimator:N", legend=legend, scale=alt.Scale(domain=estimators, range=shapes[: len(estimators)]))
     tooltip = [
@@ -52,9 +52,9 @@ def sampling(results: Results) -> Chart | None:
         "sampling",
         "How biased contrastive divergence is",
         _sentence(rows, steps),
-        "The mean of many estimates on all data, against the exact gradient of the log-likelihood by enumeration, at some "
-        "points of a training by that gradient. CD-k: k steps of Gibbs sampling from the data; PCD-1: one step from chains "
-        "that go on.",
+        "The mean of many estimates on all data, less its noise, against the exact gradient of the log-likelihood by "
+        "enumeration, at some points of a training by that gradient. CD-k: k steps of Gibbs sampling from the data; PCD-1: "
+        "one step from chains that go on.",
         {"rows": rounded(rows), "one": [{"at": 1.0}]},
         specs,
         [("shown", list(specs))],

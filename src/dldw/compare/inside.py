@@ -75,7 +75,7 @@ class Inside(MethodItem):
             "forwards": curve.points[-1]["forwards"],
             "metric": curve.points[-1][task.metric],
             "angles": angles,
-            "layers": layer_accuracies(task, model),
+            "layers": layer_accuracies(task, model, curve.points[-1]["accuracy"]),
             "pictures": [_plain(asdict(picture)) for picture in task.pictures(model, generator)],
         }
         return [cast(Record, record)]
@@ -107,11 +107,16 @@ def angle(a: Tensor, b: Tensor) -> float | None:
 
 
 @torch.no_grad()
-def layer_accuracies(task: Task, model: nn.Module) -> list[dict[str, Any]]:
-    """The test accuracy of a linear read-out of the input, of what every layer hands on, and of the output itself.
+def layer_accuracies(task: Task, model: nn.Module, accuracy: float | None) -> list[dict[str, Any]]:
+    """The test accuracy of a linear read-out of the input and of what every layer hands on, and that of the model itself.
 
     A read-out is fitted by ridge regression on training examples that the validation split is not among. What a layer hands
     on is what the next one is given, so that the non-linearity between them is included.
+
+    Args:
+        task: The task.
+        model: The model.
+        accuracy: As the method that trained it has it predict, which need not be by its output.
     """
     learnt, unseen = task.examples("train"), task.examples("test")
     if learnt is None or unseen is None:
@@ -123,8 +128,7 @@ def layer_accuracies(task: Task, model: nn.Module) -> list[dict[str, Any]]:
         {"layer": number, "features": a.shape[1], "accuracy": _read_out(a, y, b, y_test)}
         for number, (a, b) in enumerate(zip(seen[:-1], tested[:-1], strict=True))
     ]
-    right = (tested[-1].argmax(1) == y_test).double().mean()
-    return [*found, {"layer": len(found), "features": tested[-1].shape[1], "accuracy": float(right)}]
+    return [*found, {"layer": len(found), "features": tested[-1].shape[1], "accuracy": accuracy}]
 
 
 def features(model: nn.Module, x: Tensor) -> list[Tensor]:

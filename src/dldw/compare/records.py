@@ -234,11 +234,11 @@ class Angles(TypedDict):
 
 
 class LayerAccuracy(TypedDict):
-    """What a linear read-out makes of what a layer hands on: of the input for layer 0; at the end, the output itself."""
+    """What a linear read-out makes of what a layer hands on: of the input for layer 0; last of all, the model itself."""
 
     layer: int
     features: int
-    accuracy: float  # on the test split
+    accuracy: float | None  # on the test split; null where the model's is not finite
 
 
 class PictureRecord(TypedDict):

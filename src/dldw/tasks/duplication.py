@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import ClassVar, cast
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dldw.nn.reformer import Reformer, ReformerConfig
-from dldw.tasks.task import Task, seeded
+from dldw.tasks.hashing import Hashing
+from dldw.tasks.task import seeded
 
 
-class Duplication(Task):
+class Duplication(Hashing):
     """Sequences 0w0w, w random symbols; what is predicted is the second w (Kitaev et al. 2020, arXiv 2001.04451, table 2).
 
     A Reformer of one layer has to attend exactly ``half - 1`` tokens back. Its hashes may be changed before it is evaluated.
@@ -30,14 +30,6 @@ class Duplication(Task):
     batch_size = 16
     train_examples = 16_384
     test_examples = 32
-    ways: ClassVar[Mapping[str, float]] = {"full": 1.0, "4": 1.0, "2": 2.0, "1": 4.0}  # as many hashings in all
-    asked: ClassVar[tuple[str, ...]] = ("full", "8", "4", "2", "1")
-    published: ClassVar[Mapping[str, tuple[float, ...]]] = {
-        "full": (100, 94.8, 92.5, 76.9, 52.5),
-        "4": (0.8, 100, 99.9, 99.4, 91.9),
-        "2": (0.8, 100, 99.9, 98.1, 86.8),
-        "1": (0.8, 99.9, 99.6, 94.8, 77.9),
-    }
     symbols = 64
     heads = 4
     chunk = 32
@@ -52,9 +44,6 @@ class Duplication(Task):
             hashes=self.hashes, chunk=self.chunk, tokens_at_once=None,
         )  # fmt: skip
         return seeded(seed, lambda: Reformer(config))
-
-    def choose(self, model: nn.Module, way: str) -> None:
-        cast(Reformer, model).hashes = None if way == "full" else int(way)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         tokens, targets = batch

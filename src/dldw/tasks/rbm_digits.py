@@ -48,9 +48,7 @@ class RbmDigits(Task):
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         rbm = cast(RBM, model)
         field, flip = rbm.hidden_field(batch), 1 - 2 * batch
-        flipped = (
-            field[:, None, :] + flip[:, :, None] * rbm.weight.t()
-        )  # of each pixel on its own, [B, visible, hidden]
+        flipped = field[:, None, :] + flip[:, :, None] * rbm.weight.t()  # each pixel by itself, [B, visible, hidden]
         change = F.softplus(flipped).sum(2) - F.softplus(field).sum(1)[:, None]
         return F.softplus(change + flip * rbm.visible_bias).sum(1)
 

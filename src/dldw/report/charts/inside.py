@@ -133,7 +133,10 @@ def layers(results: Results) -> Chart | None:
         base.mark_line(strokeWidth=2).encode(**marks, strokeDash=kit.dash(), detail="method:N"),
         base.mark_point(filled=True, size=65).encode(**marks, shape=kit.shape(), tooltip=tooltip),
     ]
-    hidden = {i["method"]: (i["layers"][0]["accuracy"], max(a["accuracy"] for a in i["layers"][1:-1])) for i in found}
+    hidden = {
+        i["method"]: (i["layers"][0]["accuracy"] or 0.0, max(a["accuracy"] or 0.0 for a in i["layers"][1:-1]))
+        for i in found
+    }
     ahead = sorted(hidden, key=lambda m: -hidden[m][1])
     best, last = ahead[0], ahead[-1]
     text = (
@@ -146,7 +149,7 @@ def layers(results: Results) -> Chart | None:
         "What every layer knows",
         text,
         f"After {number(found[0]['forwards'])} forward-pass equivalents: the test accuracy of ridge regression from what "
-        "each layer hands on to the classes, fitted on training examples; at the end, the network’s own output.",
+        "each layer hands on to the classes, fitted on training examples; last, the accuracy of the model itself.",
         {"rows": rounded(rows)},
         {"": kit.finish(layers, 340)},
     )

@@ -38,6 +38,7 @@ def variants(results: Results) -> Chart | None:
         axis=alt.Axis(title=f"{task['metric']} at the end", format=".0%" if accuracy else "~g", tickCount=5),
     )
     y = methods_axis(shown)
+    y["axis"]["labelExpr"] = "split(replace(datum.label, '[', '\\n['), '\\n')"  # the setting on a line of its own
     tooltip = [
         alt.Tooltip("method:N"),
         alt.Tooltip("metric:Q", format=".1%" if accuracy else ".4~g", title=task["metric"]),

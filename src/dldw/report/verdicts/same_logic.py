@@ -93,8 +93,11 @@ def _criterion(steps: _Steps, criterion: str) -> str:
         return ""
     off = max(r["off_criterion"] for r in known)
     if off <= EQUAL:
-        apart = f"no entry is off by more than {off:.0e}" if off else "equal in every bit"
-        return f" The update of {steps.method} is an exact subgradient of {criterion}: {apart}."
+        apart = f"{off:.0e}" if off else "0"
+        return (
+            f" The update of {steps.method} is an exact subgradient of {criterion}: the largest difference of any entry "
+            f"is {apart}."
+        )
     cosine = sum(r["criterion_cosine"] for r in known) / len(known)
     return f" The estimate of {steps.method} has a cosine of {number(cosine)} with the exact gradient of {criterion}."
 

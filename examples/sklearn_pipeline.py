@@ -34,13 +34,13 @@ def pipelines(components: int, passes: int, forwards: float) -> dict[str, Pipeli
     """What is compared, by name."""
     rbm = BernoulliRBM(components, learning_rate=0.06, n_iter=passes, random_state=0)
     return {
-        "pixels, perceptron": make_pipeline(MinMaxScaler(), PerceptronClassifier(random_state=0)),
-        "RBM features, perceptron": make_pipeline(MinMaxScaler(), rbm, PerceptronClassifier(random_state=0)),
+        "pixels, perceptron": make_pipeline(MinMaxScaler(clip=True), PerceptronClassifier(random_state=0)),
+        "RBM features, perceptron": make_pipeline(MinMaxScaler(clip=True), rbm, PerceptronClassifier(random_state=0)),
         "pixels, network by backprop": make_pipeline(
-            MinMaxScaler(), DldwClassifier("backprop", forwards=forwards, random_state=0)
+            MinMaxScaler(clip=True), DldwClassifier("backprop", forwards=forwards, random_state=0)
         ),
         "pixels, network by node perturbation": make_pipeline(
-            MinMaxScaler(), DldwClassifier("node-perturbation", forwards=forwards, random_state=0)
+            MinMaxScaler(clip=True), DldwClassifier("node-perturbation", forwards=forwards, random_state=0)
         ),
     }
 

@@ -30,6 +30,7 @@ class Budget:
         displacements: Steps followed from each of these points.
         inside_forwards: Of the training run of each method whose model is looked into.
         sampling_draws: Estimates of contrastive divergence that are averaged for its bias, where it can be known.
+        crossed_forwards: Of a model that is trained in one way and evaluated in others.
         nudges: Sizes |dw| of the nudge of a single weight.
         nudged_weights: Weights tried at each size.
         grid: Points along each side of the two-weight landscape; 0 leaves it out.
@@ -55,6 +56,7 @@ class Budget:
     displacements: int = 0
     inside_forwards: float = 0
     sampling_draws: int = 0
+    crossed_forwards: float = 0
     nudges: tuple[float, ...] = ()
     nudged_weights: int = 0
     grid: int = 0
@@ -78,6 +80,7 @@ BUDGETS = {
         widths=_WIDTHS, width_forwards=25_000, width_seeds=3,
         factors=_FACTORS, factor_forwards=8_000, factor_seeds=3,
         draws=200, estimate_seeds=2, displacements=30, inside_forwards=6_000, sampling_draws=30,
+        crossed_forwards=1_800,
         nudges=_NUDGES, nudged_weights=400, grid=41, path_forwards=400, cost_seconds=1.0, tune_forwards=20_000,
         total=5_000_000,
     ),
@@ -86,6 +89,7 @@ BUDGETS = {
         widths=(*_WIDTHS, 8.0, 16.0), width_forwards=400_000, width_seeds=5,
         factors=(1 / 30, *_FACTORS, 30.0), factor_forwards=50_000, factor_seeds=5,
         draws=2000, estimate_seeds=5, displacements=200, inside_forwards=30_000, sampling_draws=100,
+        crossed_forwards=9_000,
         nudges=_NUDGES, nudged_weights=2000, grid=61, path_forwards=400, cost_seconds=5.0, tune_forwards=20_000,
     ),
     "quick": Budget(
@@ -93,6 +97,7 @@ BUDGETS = {
         widths=(1 / 4, 1.0), width_forwards=800, width_seeds=1,
         factors=(1 / 10, 1.0, 10.0), factor_forwards=600, factor_seeds=1,
         draws=20, estimate_seeds=1, displacements=5, inside_forwards=600, sampling_draws=10,
+        crossed_forwards=150,
         nudges=_NUDGES[::2], nudged_weights=50, grid=13, path_forwards=60, cost_seconds=0.05, tune_forwards=1_000,
     ),
 }  # fmt: skip
@@ -126,6 +131,7 @@ def parse_budget(text: str) -> Budget:
             "path_forwards",
             "tune_forwards",
             "inside_forwards",
+            "crossed_forwards",
         )
     }
     return replace(default, name=f"{forwards:g}", forwards=forwards, total=0, **capped)

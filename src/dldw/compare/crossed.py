@@ -17,7 +17,7 @@ from dldw.tasks.task import Task, seeded
 
 WARM_UP, LEAST = 50, 0.02
 """Steps in which the learning rate rises, and what it falls to in the end, over its largest."""
-HEAVIER = 80.0
+HEAVIER = 400.0
 """About how many times as long as one of the digits a forward pass takes where there are such ways: for the time left."""
 
 

@@ -299,10 +299,11 @@ class Plan:
 
     def _crossings(self, settings: Settings) -> list[Item]:
         lr = parse("backprop").settings(settings).get("lr", 1e-3)
-        plain = self.budget.forwards / forwards_per_step(parse("backprop"), {}, 1)
+        plain = self.budget.crossed_forwards / forwards_per_step(parse("backprop"), {}, 1)
         return [
             Crossing(self.target, self.data, way, max(1, round(longer * plain)), lr)
             for way, longer in self.task.ways.items()
+            if plain
         ]
 
     def _nudging(self) -> Item:

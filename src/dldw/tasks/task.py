@@ -45,7 +45,7 @@ class Task(ABC):
         anneals: Whether learning rates fall along a cosine over the budget of a run, where an optimizer follows the method:
             without, the noise of an estimate decides where a run ends.
         ways: Ways the model can be trained in, to be evaluated in all of ``asked`` (see ``choose``), if any; for each, how
-            long it is trained, over the budget of a learning curve.
+            long it is trained, over what a budget has for it.
         asked: Ways it is evaluated in.
         published: Of each way of training, the published accuracies in ``asked``, in per cent.
         batch_size: Examples in one batch.

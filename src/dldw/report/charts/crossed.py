@@ -36,7 +36,9 @@ def crossed(results: Results) -> Chart | None:
         alt.Tooltip("published:Q", format=".1%"),
         alt.Tooltip("steps:Q", format=","),
     ]
-    shade = alt.Color("accuracy:Q", legend=None, scale=alt.Scale(domain=[0, 1], range=["--card", "--land-2"]))
+    shade = alt.Color(
+        "accuracy:Q", legend=None, scale=alt.Scale(domain=[0, 1], range=["--card", "--land-2"], interpolate="rgb")
+    )
     cells = alt.Chart().encode(x=x, y=y)
     layers = [
         cells.mark_rect().encode(color=shade, tooltip=tooltip),

@@ -1,11 +1,11 @@
 """Local and random-feedback rules: accuracy from equal trials, and memory over depth.
 
-Accuracy: digits, an MLP 64-64-64-10 with ReLU, batches of 64: the task ``digits-64-64``, whose learning rates fall along a
-cosine where an optimizer follows the method; at a constant rate noisy estimates end some points lower. Every method has the same number of trials, of the same
-length as the run itself, to find its settings on the validation split (as ``dldw compare --tune`` does); then one run for
-each seed on the whole training split, of which the test accuracy in the end counts. What a step costs in
-forward-equivalents is measured: the floating-point operations of its products over those of one forward pass, or what the
-method's card says, whichever is more. Accuracies do not depend on what else the machine does.
+Accuracy: the task ``digits-64-64``, an MLP 64-64-64-10 with ReLU in batches of 64, whose learning rates fall along a cosine
+where an optimizer follows the method: at a constant rate noisy estimates end some points lower. Every method has the same
+number of trials, of the same length as the run itself, to find its settings on the validation split (as ``dldw compare
+--tune`` does); then one run for each seed on the whole training split, of which the test accuracy in the end counts. What a
+step costs in forward-equivalents is measured: the floating-point operations of its products over those of one forward pass,
+or what the method's card says, whichever is more. Accuracies do not depend on what else the machine does.
 
 Memory: the allocator's peak in one step of networks of 4 to 64 layers of 64, above the loaded model and the optimizers'
 state, at batches of 256.

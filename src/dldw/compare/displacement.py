@@ -103,7 +103,7 @@ def against_criterion(learner: Any, batch: Any) -> tuple[float, float] | None:
     None where it says of none, where that cannot be computed for this model, or where one of the two is zero.
     """
     source: Any = getattr(learner, "source", None)
-    if not hasattr(source, "criterion"):
+    if source is None or source.card.needs != "no loss" or not hasattr(source, "criterion"):
         return None
     try:
         values = source.criterion(learner.model, batch)

@@ -11,53 +11,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
 import torch
 
-import dldw
+from dldw.compare.crossed import crossed
 from dldw.memory import keep_freed_memory
 from dldw.tasks.duplication import Duplication
-
-EVALUATED = ("full", "8", "4", "2", "1")
-PAPER = {
-    "full": (100, 94.8, 92.5, 76.9, 52.5),
-    "4": (0.8, 100, 99.9, 99.4, 91.9),
-    "2": (0.8, 100, 99.9, 98.1, 86.8),
-    "1": (0.8, 99.9, 99.6, 94.8, 77.9),
-}
-
-
-def rounds(name):
-    return None if name == "full" else int(name)
 
 
 def row(trained, arguments):
     """One model: how it learned and what it knows with every number of hashes."""
-    task = Duplication(arguments.half, rounds(trained))
-    task.symbols, task.chunk, task.batch_size = arguments.symbols, arguments.chunk, arguments.batch
+    task = Duplication(arguments.half)
+    task.symbols, task.chunk, task.batch_size, task.width = (
+        arguments.symbols, arguments.chunk, arguments.batch, arguments.width,
+    )  # fmt: skip
     torch.manual_seed(arguments.seed)  # rotations are drawn from the global random state, as dropout is
-    model = task.model(arguments.seed, arguments.width)
-    steps = arguments.steps * 4 // (rounds(trained) or 4)
-    optimizer = torch.optim.Adam(model.parameters(), lr=arguments.lr, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / 50, 0.02 + 0.98 * (1 + math.cos(math.pi * s / steps)) / 2)
-    )
-    learner = dldw.Descent(model, dldw.Backprop(task.loss), optimizer)
-    batches, curve, start = task.batches(arguments.seed), [], time.process_time()
-    for step in range(1, steps + 1):
-        loss = float(learner.step(next(batches)))
-        schedule.step()
+    curve, start = [], time.process_time()
+
+    def progress(step, loss):
         if step % 50 == 0:
             curve.append({"step": step, "loss": loss, "cpu_seconds": time.process_time() - start})
             print(f"trained with {trained}: step {step}, loss {loss:.3f}", flush=True)
-    accuracy = {}
-    for evaluated in EVALUATED:
-        model.hashes = rounds(evaluated)
-        accuracy[evaluated] = 100 * task.evaluate(model)["accuracy"]
-    return {"accuracy": accuracy, "curve": curve, "weights": sum(p.numel() for p in model.parameters())}
+
+    steps = round(arguments.steps * task.ways[trained])
+    found = crossed(task, trained, steps=steps, lr=arguments.lr, seed=arguments.seed, progress=progress)
+    accuracy = {evaluated: 100 * share for evaluated, share in found.items()}
+    return {"accuracy": accuracy, "curve": curve, "weights": sum(p.numel() for p in task.model(0).parameters())}
 
 
 def main() -> None:
@@ -85,10 +66,11 @@ def main() -> None:
             results[trained] = row(trained, arguments)
             if arguments.out:
                 arguments.out.write_text(json.dumps(results, indent=1) + "\n")
-        ours = [f"{results[trained]['accuracy'][e]:5.1f}" for e in EVALUATED]
-        paper = [f"{p:5.1f}" for p in PAPER[trained]]
+        ours = [f"{results[trained]['accuracy'][e]:5.1f}" for e in Duplication.asked]
+        paper = [f"{p:5.1f}" for p in Duplication.published[trained]]
         print(
-            f"trained with {trained:>4}, evaluated with {' '.join(EVALUATED)}: {' '.join(ours)}   paper {' '.join(paper)}"
+            f"trained with {trained:>4}, evaluated with {' '.join(Duplication.asked)}: {' '.join(ours)}   "
+            f"paper {' '.join(paper)}"
         )
 
 

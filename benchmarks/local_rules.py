@@ -1,10 +1,11 @@
 """Local and random-feedback rules: accuracy from equal trials, and memory over depth.
 
-Accuracy: digits, an MLP 64-64-64-10 with ReLU, batches of 64. Every method has the same number of trials, of the same
-length as the run itself, to find its settings on the validation split (as ``dldw compare --tune`` does); then one run for
-each seed on the whole training split, of which the test accuracy in the end counts. What a step costs in
-forward-equivalents is measured: the floating-point operations of its products over those of one forward pass, or what the
-method's card says, whichever is more. Accuracies do not depend on what else the machine does.
+Accuracy: the task ``digits-64-64``, an MLP 64-64-64-10 with ReLU in batches of 64, whose learning rates fall along a cosine
+where an optimizer follows the method: at a constant rate noisy estimates end some points lower. Every method has the same
+number of trials, of the same length as the run itself, to find its settings on the validation split (as ``dldw compare
+--tune`` does); then one run for each seed on the whole training split, of which the test accuracy in the end counts. What a
+step costs in forward-equivalents is measured: the floating-point operations of its products over those of one forward pass,
+or what the method's card says, whichever is more. Accuracies do not depend on what else the machine does.
 
 Memory: the allocator's peak in one step of networks of 4 to 64 layers of 64, above the loaded model and the optimizers'
 state, at batches of 256.
@@ -20,7 +21,7 @@ import argparse
 import json
 import platform
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,38 +33,17 @@ from dldw.compare.spec import Spec, parse
 from dldw.compare.statistics import mean_interval
 from dldw.compare.train import forwards_per_step, train
 from dldw.compare.tune import Tuning, chosen
-from dldw.tasks.digits import Digits
+from dldw.tasks.digits_64_64 import Digits6464
 from dldw.weights import Weights
 
 
-class Network(Digits):
-    """The digits, with two hidden layers of 64 in batches of 64."""
+class Network(Digits6464):
+    """The task ``digits-64-64``."""
 
-    name = "digits-64-64"
-    summary = "8 x 8 handwritten digits (scikit-learn), MLP 64-64-64-10 with ReLU, batches of 64."
-    batch_size = 64
-    width = 64
     target = 2.0  # out of reach: a trial is judged by its error in the end alone, and no time is gained
 
-    def network(self, width: int) -> nn.Module:
-        sizes = [64, width, width, 10]
-        layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
-        return nn.Sequential(*layers[:-1])
 
-
-METHODS = [
-    "backprop",
-    "mono-forward",
-    "feedback-alignment[mode=direct]",
-    "node-perturbation",
-    "node-perturbation[per_example=false]",
-    "local-backprop",
-    "head-only",
-    "feedback-alignment[mode=random]",
-    "feedback-alignment[mode=sign-symmetric]",
-    "forward-forward",
-    "activity-forward-gradient",
-]
+METHODS = list(Digits6464.methods)
 TARGET = f"{Path(__file__).resolve()}:Network"
 
 

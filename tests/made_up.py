@@ -61,6 +61,7 @@ class World:
         quotient: Relative error at the largest nudge.
         rate_window: The learning rates, as factors of the tuned one, at which a method trains.
         step_score: Accuracy on step-digits.
+        aligned: Degrees from the exact gradient, at first and in the end, of all weights.
         downhill: Cosine of a step with the exact downhill direction.
         deep: Of a gradient at some depth: bytes without a block and for each, time over plain autograd's, relative error.
         fits: Within the bound of memory: rows, bytes of a step, and the accuracy that a run tends to; with 0 rows, none.
@@ -128,6 +129,9 @@ class World:
     )
     step_score: dict[str, float] = field(
         default_factory=lambda: {BACKPROP: 0.82, NUDGE: 0.86, "spsa": 0.89, "evolution-strategy": 0.91}
+    )
+    aligned: dict[str, tuple[float, float]] = field(
+        default_factory=lambda: {"spsa": (88.0, 89.5), "forward-gradient": (87.0, 60.0)}
     )
     downhill: dict[str, float] = field(default_factory=lambda: {BACKPROP: 1.0, NUDGE: 0.02})
     deep: dict[str, tuple[float, float, float, float]] = field(
@@ -265,6 +269,9 @@ def made_up(
         + _sigmas()
         + _displacements(w)
         + _quotients(w)
+        + _insides(w)
+        + _samplings()
+        + _crossed()
         + _two_weights(w)
         + _trials(w, random)
     )
@@ -425,6 +432,68 @@ def _displacements(w: World) -> list[Record]:
         | {"cosine": value, "cosine_low": value - 0.01, "cosine_high": value + 0.01}
         for label, value in w.downhill.items()
         for seed in range(w.seeds)
+    ]
+
+
+def _insides(w: World) -> list[Record]:
+    """Angles of estimates, layers and pictures; back-propagation, which is exact, has no angles."""
+    steps = [0, *np.unique(np.geomspace(1, 2000, 15).astype(int)).tolist()]
+    records: list[Record] = []
+    for place, label in enumerate((BACKPROP, *w.aligned)):
+        first, last = w.aligned.get(label, (0.0, 0.0))
+        angles = [
+            {"step": s, "forwards": 3.0 * s, "angle": first + (last - first) * s / 2000, "first": min(180.0, first + 2)}
+            for s in steps
+            if label in w.aligned
+        ]
+        layers = [
+            {"layer": n, "features": f, "accuracy": a - 0.02 * place}
+            for n, f, a in ((0, 64, 0.92), (1, 32, 0.94), (2, 32, 0.95), (3, 10, 0.97))
+        ]
+        records.append(
+            {"kind": "inside", "task": "digits", "method": label, "seed": 0, "forwards": 6000.0}
+            | {"metric": 0.97 - 0.02 * place, "angles": angles, "layers": layers, "pictures": _pictures(place)}
+        )
+    return records
+
+
+def _pictures(place: int) -> list[Record]:
+    """Images of 3 x 3 pixels: what is in them is told by their place."""
+
+    def images(rows: int, columns: int) -> list[list[list[int]]]:
+        return [[[(place + r + c + i) * 28 % 256 for i in range(9)] for c in range(columns)] for r in range(rows)]
+
+    times = ["0", "1", "2", "5", "10", "50", "200", "1,000"]
+    left = {"left after 10": 0.6 - 0.1 * place, "left after 1000": 0.05}
+    halves = ["digits", "what is left of them", "filled in: a sample", "filled in: the mean of many"]
+    made = [
+        ("filters", images(3, 4), [], [], True, {"largest weight": 2.5 + place}),
+        ("samples", images(4, 10), ["digits", "samples", "", ""], [], False, {}),
+        ("chains", images(5, 8), [], times, False, left),
+        ("occluded", images(4, 10), halves, [], False, {"error": 0.3 + 0.02 * place, "error of the mean image": 0.41}),
+    ]
+    keys = ("name", "pixels", "rows", "columns", "signed", "figures")
+    return [{**dict(zip(keys, row, strict=True)), "size": [3, 3]} for row in made]
+
+
+def _samplings() -> list[Record]:
+    bias = {"CD-1": 0.12, "CD-3": 0.05, "CD-10": 0.01, "PCD-1": 0.04}
+    return [
+        {"kind": "sampling", "task": "digits", "step": step, "estimator": name, "cosine": 1 - off * step / 1000}
+        | {"norm": 1 - 2 * off * step / 1000, "error": 0.02 + off}
+        for step in (0, 100, 300, 1000)
+        for name, off in bias.items()
+    ]
+
+
+def _crossed() -> list[Record]:
+    table = {"full": (1.0, 0.9, 0.8, 0.6, 0.5), "4": (0.01, 1.0, 0.999, 0.99, 0.92)}
+    published = {"full": (1.0, 0.948, 0.925, 0.769, 0.525), "4": (0.008, 1.0, 0.999, 0.994, 0.919)}
+    return [
+        {"kind": "crossed", "task": "digits", "trained": trained, "evaluated": evaluated, "steps": 600}
+        | {"accuracy": table[trained][i], "published": published[trained][i]}
+        for trained in table
+        for i, evaluated in enumerate(("full", "8", "4", "2", "1"))
     ]
 
 

@@ -391,7 +391,8 @@ def test_every_piece_of_work_is_there_once() -> None:
     settings = plan.task.settings
     keys = [key for item in plan.studies(settings, settings) + plan.metering(settings) for key in item.keys]
     assert len(set(keys)) == len(keys)
-    assert {k[0] for k in keys} == {"end", "estimate", "sigma", "displacement", "bias", "landscape", "path", "cost"}
+    kinds = {"end", "estimate", "sigma", "displacement", "bias", "inside", "landscape", "path", "cost"}
+    assert {k[0] for k in keys} == kinds
 
 
 def test_settings_a_method_cannot_be_built_with_are_found_before_any_work() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,41 @@ def test_a_custom_op_without_a_term_of_its_derivative_is_found_and_the_right_one
     assert re.search(r"gain +8 .* right", wrong)
     assert re.search(r"layer\.weight +8x6 .* wrong", wrong)
     assert "right: the gradient agrees" in right
+
+
+def test_pipelines_of_scikit_learn_learn_the_shifted_digits() -> None:
+    said = ran("sklearn_pipeline.py", "--rows", 500, "--components", 80, "--passes", 12, "--forwards", 1500)
+    scores = {name.strip(): float(score) for name, score in re.findall(r"^(.*\S) +(\d+\.\d) %$", said, re.MULTILINE)}
+    assert len(scores) == 4
+    assert scores["pixels, perceptron"] > 75
+    assert scores["RBM features, perceptron"] > 65
+    assert scores["pixels, network by backprop"] > 85
+    assert scores["pixels, network by node perturbation"] > 60
+
+
+def test_five_rules_train_one_network_and_their_curves_are_drawn(tmp_path: Path) -> None:
+    said = ran("five_rules.py", "--forwards", 600, "--out", tmp_path / "curves.png")
+    ends = {name: float(score) for name, score in re.findall(r"^(\S+) +(\d+\.\d) % after", said, re.MULTILINE)}
+    assert list(ends) == ["backprop", "mono-forward", "feedback-alignment", "node-perturbation", "spsa"]
+    assert ends["backprop"] > 80
+    assert ends["backprop"] > ends["spsa"]
+    assert min(ends["mono-forward"], ends["feedback-alignment"]) > 50
+    with Image.open(tmp_path / "curves.png") as picture:
+        colours = {colour for count, colour in picture.getcolors(1 << 16) if count > 20}
+    assert {(31, 32, 35), (184, 58, 5), (41, 122, 220), (0, 109, 73), (148, 80, 134)} <= colours  # all five curves
+
+
+def test_five_rules_train_on_images_of_a_directory_too(tmp_path: Path) -> None:
+    idx_files(tmp_path)
+    said = ran("five_rules.py", "--data", tmp_path, "--forwards", 60, "--out", tmp_path / "curves.png")
+    assert said.count("after 60 forward passes") >= 3
+
+
+def idx_files(directory: Path) -> None:
+    """The four files of a set of 28 x 28 images in ten classes: 256 to train, 64 to test."""
+    for split, count in (("train", 256), ("t10k", 64)):
+        labels = [i % 10 for i in range(count)]
+        images = b"".join(bytes([25 * label]) * 784 for label in labels)
+        header = struct.pack(">IIII", 0x803, count, 28, 28)
+        (directory / f"{split}-images-idx3-ubyte").write_bytes(header + images)
+        (directory / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + bytes(labels))

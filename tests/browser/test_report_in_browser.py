@@ -30,10 +30,12 @@ FLAGS = (
 )
 WIDTHS = (360, 768, 1400)
 CHARTS = (
-    "curves", "target", "generations", "diversity", "budgets", "cost", "memory", "depth", "cosine", "quotient", "sigma",
-    "growth",
-    "failures", "landscape", "tuning",
+    "curves", "target", "crossed", "generations", "diversity", "budgets", "cost", "memory", "depth", "cosine", "quotient",
+    "sigma", "sampling", "alignment", "layerwise", "filters", "samples", "chains", "occluded", "growth", "failures",
+    "landscape", "tuning",
 )  # fmt: skip
+
+IMAGES = ("filters", "samples", "chains", "occluded")
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +146,20 @@ def test_no_text_overlaps_in_any_chart(visit: Any, width: int) -> None:
 
 def test_one_chip_filters_every_chart_and_table(visit: Any) -> None:
     seen = visit()
-    without = ("quotient", "sigma", "depth", "generations", "diversity", "budgets")
-    everywhere = [c for c in CHARTS if c not in without]  # the method
+    without = (
+        "quotient",
+        "sigma",
+        "budgets",
+        "depth",
+        "generations",
+        "diversity",
+        "crossed",
+        "sampling",
+        "alignment",
+        "layerwise",
+        *IMAGES,
+    )
+    everywhere = [c for c in CHARTS if c not in without]
     before = {c: seen.marks(c) for c in everywhere}
     seen.page.click(f'.chip[data-method="{NUDGE}"]')
     seen.page.wait_for_timeout(700)
@@ -162,6 +176,21 @@ def test_one_chip_filters_every_chart_and_table(visit: Any) -> None:
     seen.page.wait_for_timeout(900)
     assert {c: seen.marks(c) for c in everywhere} == before
     assert seen.complaints == []
+
+
+@pytest.mark.parametrize("chart", IMAGES)
+def test_images_are_squares_and_those_of_the_method_chosen(visit: Any, chart: str) -> None:
+    seen = visit()
+    look = f"""[...document.querySelectorAll('#{chart} .plot svg .mark-rect path')].map(
+        (p) => [p.getAttribute('fill'), p.getBoundingClientRect().width, p.getBoundingClientRect().height])"""
+    first = seen.page.evaluate(look)
+    assert len(first) == 9 * {"filters": 12}.get(chart, 40)
+    assert max(abs(width / height - 1) for _, width, height in first) < 0.1
+    seen.page.click(f"#{chart} [data-choice='1']")
+    seen.page.wait_for_timeout(500)
+    second = seen.page.evaluate(look)
+    assert len(second) == len(first)
+    assert [fill for fill, *_ in second] != [fill for fill, *_ in first]
 
 
 def test_a_hidden_method_stays_hidden_when_a_chart_is_drawn_anew(visit: Any) -> None:

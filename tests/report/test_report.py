@@ -210,10 +210,14 @@ def test_what_is_missing_is_said(results: Any, kind: str, said: str) -> None:
 
 
 def test_every_kind_of_record_has_its_chart(results: Any) -> None:
-    drawn = {chart.id for chart in charts(results())}
+    twice = World(extra={"spsa[directions=8]": ("spsa", "unbiased", "loss values", "16", 16.0, {"directions": 8})})
+    twice.work["spsa[directions=8]"] = 7e4
+    drawn = {chart.id for chart in charts(results(twice))}
     assert drawn == {
         "curves",
         "target",
+        "variants",
+        "crossed",
         "generations",
         "diversity",
         "budgets",
@@ -223,13 +227,20 @@ def test_every_kind_of_record_has_its_chart(results: Any) -> None:
         "cosine",
         "quotient",
         "sigma",
+        "sampling",
+        "alignment",
+        "layerwise",
+        "filters",
+        "samples",
+        "chains",
+        "occluded",
         "growth",
         "failures",
         "landscape",
         "tuning",
     }
     assert len(CHARTS) == len(drawn)
-    assert [c for _, _, ids in SECTIONS for c in ids] == [chart.id for chart in charts(results())]
+    assert [c for _, _, ids in SECTIONS for c in ids] == [chart.id for chart in charts(results(twice))]
     for kind, gone in (
         ("cost", {"cost", "memory"}),
         ("depth", {"depth"}),
@@ -237,10 +248,14 @@ def test_every_kind_of_record_has_its_chart(results: Any) -> None:
         ("estimate", {"cosine"}),
         ("bias", {"quotient"}),
         ("sigma", {"sigma"}),
+        ("inside", {"alignment", "layerwise", "filters", "samples", "chains", "occluded"}),
+        ("sampling", {"sampling"}),
+        ("crossed", {"crossed"}),
         ("landscape", {"landscape"}),
         ("tuning", {"tuning"}),
     ):
-        assert {chart.id for chart in charts(results(without=[kind]))} == drawn - gone
+        assert {chart.id for chart in charts(results(twice, without=[kind]))} == drawn - gone
+    assert {chart.id for chart in charts(results())} == drawn - {"variants"}
 
 
 def test_the_table_of_estimates_has_the_figures_of_the_records_the_best_buy_first(results: Any) -> None:

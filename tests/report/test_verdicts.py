@@ -184,6 +184,41 @@ def test_a_method_that_learns_on_a_task_of_its_own_counts_there(tmp_path: Path) 
     assert "rbm on rbm-digits: no loss value, cosine 0.2 (0.2 to 0.21);" in verdict.meaning
 
 
+def without_losses(tmp_path: Path, off: float) -> Results:
+    """A run on a network, in which the two methods without a loss were followed on tasks of their own."""
+    records = made_up(World(extra=SWARM | {"genes": FOUR["genes"]}, downhill={"swarm": 0.04, "genes": 0.03}))
+    for method, task, cosine, distance in (
+        ("perceptron", "separable", 1.0, off),
+        ("contrastive-divergence", "two-bars", 0.71, 0.3),
+    ):
+        records += [
+            {"kind": "displacement", "task": task, "method": method, "seed": 0, "steps": 10, "still": 0}
+            | {"cosine": 0.6, "cosine_low": 0.5, "cosine_high": 0.7, "needs": "no loss", "forwards_per_step": 2.0}
+            | {"criterion_cosine": cosine, "off_criterion": distance}
+        ]
+    save(records, tmp_path)
+    return read(tmp_path)
+
+
+def test_methods_that_cannot_run_on_the_task_complete_the_families(tmp_path: Path) -> None:
+    verdict = same_logic(without_losses(tmp_path, off=3e-8))
+    assert verdict.ruling == HOLDS
+    for part in (
+        "perceptron on separable: no loss value, cosine 0.6 (0.5 to 0.7);",
+        "contrastive-divergence on two-bars: no loss value, cosine 0.6 (0.5 to 0.7);",
+        "The update of perceptron is an exact subgradient of the perceptron criterion: the largest difference of any entry "
+        "is 3e-08.",
+        "The estimate of contrastive-divergence has a cosine of 0.71 with the exact gradient of the log-likelihood.",
+    ):
+        assert part in verdict.meaning, (part, verdict.meaning)
+
+
+def test_an_update_that_differs_from_the_subgradient_is_not_called_one(tmp_path: Path) -> None:
+    said = same_logic(without_losses(tmp_path, off=1e-3)).meaning
+    assert "exact subgradient" not in said
+    assert "The estimate of perceptron has a cosine of 1 with the exact gradient of the perceptron criterion." in said
+
+
 def test_where_a_method_was_followed_on_several_tasks_that_of_the_run_counts(tmp_path: Path) -> None:
     records = made_up(FOLLOWED)
     elsewhere = [

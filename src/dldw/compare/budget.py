@@ -29,6 +29,9 @@ class Budget:
         estimate_seeds: Points.
         sizes: Numbers of weights, beyond the widths, at which methods with a closed form are held against it.
         displacements: Steps followed from each of these points.
+        inside_forwards: Of the training run of each method whose model is looked into.
+        sampling_draws: Estimates of contrastive divergence that are averaged for its bias, where it can be known.
+        crossed_forwards: Of a model that is trained in one way and evaluated in others.
         nudges: Sizes |dw| of the nudge of a single weight.
         nudged_weights: Weights tried at each size.
         grid: Points along each side of the two-weight landscape; 0 leaves it out.
@@ -53,6 +56,9 @@ class Budget:
     estimate_seeds: int = 0
     sizes: tuple[int, ...] = ()
     displacements: int = 0
+    inside_forwards: float = 0
+    sampling_draws: int = 0
+    crossed_forwards: float = 0
     nudges: tuple[float, ...] = ()
     nudged_weights: int = 0
     grid: int = 0
@@ -85,23 +91,27 @@ BUDGETS = {
         widths=_WIDTHS, width_forwards=25_000, width_seeds=3,
         factors=_FACTORS, factor_forwards=8_000, factor_seeds=3,
         draws=200, estimate_seeds=2, sizes=(10**2, 10**5, 10**6), displacements=30,
-        nudges=_NUDGES, nudged_weights=400, grid=41, path_forwards=400,
-        cost_seconds=1.0, tune_forwards=20_000, total=5_000_000,
+        inside_forwards=6_000, sampling_draws=30,
+        crossed_forwards=1_800,
+        nudges=_NUDGES, nudged_weights=400, grid=41, path_forwards=400, cost_seconds=1.0, tune_forwards=20_000,
+        total=5_000_000,
     ),
     "full": Budget(
         "full", forwards=200_000, seeds=10, companion_forwards=200_000, companion_seeds=10,
         widths=(*_WIDTHS, 8.0, 16.0), width_forwards=400_000, width_seeds=5,
         factors=(1 / 30, *_FACTORS, 30.0), factor_forwards=50_000, factor_seeds=5,
         draws=2000, estimate_seeds=5, sizes=(10**2, 10**5, 10**6, 10**7), displacements=200,
-        nudges=_NUDGES, nudged_weights=2000, grid=61, path_forwards=400,
-        cost_seconds=5.0, tune_forwards=20_000,
+        inside_forwards=30_000, sampling_draws=100,
+        crossed_forwards=9_000,
+        nudges=_NUDGES, nudged_weights=2000, grid=61, path_forwards=400, cost_seconds=5.0, tune_forwards=20_000,
     ),
     "quick": Budget(
         "quick", forwards=2_000, seeds=2, per_decade=10, companion_forwards=1_000, companion_seeds=1,
         widths=(1 / 4, 1.0), width_forwards=800, width_seeds=1,
         factors=(1 / 10, 1.0, 10.0), factor_forwards=600, factor_seeds=1,
-        draws=20, estimate_seeds=1, displacements=5, nudges=_NUDGES[::2], nudged_weights=50, grid=13, path_forwards=60,
-        cost_seconds=0.05, tune_forwards=1_000,
+        draws=20, estimate_seeds=1, displacements=5, inside_forwards=600, sampling_draws=10,
+        crossed_forwards=150,
+        nudges=_NUDGES[::2], nudged_weights=50, grid=13, path_forwards=60, cost_seconds=0.05, tune_forwards=1_000,
     ),
 }  # fmt: skip
 
@@ -127,6 +137,14 @@ def parse_budget(text: str) -> Budget:
     default = BUDGETS["default"]
     capped = {
         name: min(getattr(default, name), forwards)
-        for name in ("companion_forwards", "width_forwards", "factor_forwards", "path_forwards", "tune_forwards")
+        for name in (
+            "companion_forwards",
+            "width_forwards",
+            "factor_forwards",
+            "path_forwards",
+            "tune_forwards",
+            "inside_forwards",
+            "crossed_forwards",
+        )
     }
     return replace(default, name=f"{forwards:g}", forwards=forwards, total=0, **capped)

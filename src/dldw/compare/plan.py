@@ -16,7 +16,7 @@ from dldw.compare.records import MethodRecord, Record, TaskRecord
 from dldw.compare.share import COSTS, CURVES, curves_within, fitting
 from dldw.compare.sizes import widths_of
 from dldw.compare.spec import Spec, parse, parse_all
-from dldw.compare.studies import STUDIES, Study, counted
+from dldw.compare.studies import HOMES, STUDIES, Study, counted
 from dldw.compare.train import START, forwards_per_step
 from dldw.compare.tune import Tuning
 from dldw.errors import DldwError
@@ -45,6 +45,7 @@ class Plan:
         trials: Of ``--tune``, for each method; 0 for the settings that ship.
         wanted: Seeds and forwards of a learning curve before the total was shared out.
         dropped: Why baselines, or methods of the default comparison, that cannot run on this task are not there.
+        elsewhere: Of these, the methods whose steps are followed on a task of their own, for the discussion names them.
     """
 
     target: str
@@ -56,6 +57,7 @@ class Plan:
     trials: int = 0
     wanted: tuple[int, float] = (0, 0.0)
     dropped: tuple[str, ...] = ()
+    elsewhere: tuple[Spec, ...] = ()
 
     def config(self, version: str) -> dict[str, Any]:
         """Everything that decides the results: only runs in which all of it is equal may be mixed."""
@@ -228,7 +230,8 @@ def make_plan(
         )  # fmt: skip
         alone = COSTS * budget.total * SECONDS_PER_FORWARD / CORES / (2 if task.wider else 1)
         budget = replace(budget, forwards=forwards, cost_seconds=seconds_within(alone, len(specs), budget.cost_seconds))
-    return Plan(target, task, data, tuple(specs), budget, count, trials, wanted, tuple(dropped))
+    elsewhere = [spec for spec in parse_all(HOMES) if spec not in specs] if not methods else []
+    return Plan(target, task, data, tuple(specs), budget, count, trials, wanted, tuple(dropped), tuple(elsewhere))
 
 
 def task_record(name: str, task: Task) -> Record:

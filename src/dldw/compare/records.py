@@ -213,6 +213,14 @@ class Displacement(TypedDict):
     cosine: float  # of w' - w with -dL/dw, mean over steps
     cosine_low: float  # 95 % interval of the mean
     cosine_high: float
+    needs: NotRequired[
+        str
+    ]  # by the card: the method may be in no other record, where it cannot run on the task of the run
+    forwards_per_step: NotRequired[float]
+    criterion_cosine: NotRequired[
+        float
+    ]  # of the estimate with the (sub)gradient of the method's own criterion, if it has one
+    off_criterion: NotRequired[float]  # largest entry of their difference
 
 
 class Bias(TypedDict):
@@ -250,6 +258,73 @@ class Path(TypedDict):
     y: list[float]
     loss: list[float]
     forwards: list[float]
+
+
+class Angles(TypedDict):
+    """Where one estimate points, at one evaluation of a training run, in degrees from the exact gradient."""
+
+    step: int
+    forwards: float
+    angle: float | None  # over all weights; null where one of the two is zero
+    first: float | None  # over the weights of the first layer
+
+
+class LayerAccuracy(TypedDict):
+    """What a linear read-out makes of what a layer hands on: of the input for layer 0; last of all, the model itself."""
+
+    layer: int
+    features: int
+    accuracy: float | None  # on the test split; null where the model's is not finite
+
+
+class PictureRecord(TypedDict):
+    """Images of what a model has learnt; see ``dldw.tasks.picture.Picture``."""
+
+    name: str
+    size: list[int]  # height and width
+    pixels: list[list[list[int]]]  # [rows][columns][height * width], 0 to 255
+    rows: list[str]
+    columns: list[str]
+    signed: bool
+    figures: dict[str, float]
+
+
+class Inside(TypedDict):
+    """What was seen inside one model as a method trained it."""
+
+    kind: Literal["inside"]
+    task: str
+    method: str
+    seed: int
+    forwards: float
+    metric: float | None  # at the end
+    angles: list[Angles]  # of gradient sources that are not exact
+    layers: list[LayerAccuracy]  # where examples have labels
+    pictures: list[PictureRecord]
+
+
+class SamplingBias(TypedDict):
+    """The mean of many estimates of contrastive divergence beside the exact gradient of the log-likelihood."""
+
+    kind: Literal["sampling"]
+    task: str
+    step: int  # of exact gradient descent before
+    estimator: str  # CD-k or PCD-k
+    cosine: float
+    norm: float  # of the mean estimate over that of the gradient
+    error: float  # norm of their difference over that of the gradient
+
+
+class Crossed(TypedDict):
+    """The accuracy of a model trained in one way and evaluated in another."""
+
+    kind: Literal["crossed"]
+    task: str
+    trained: str
+    evaluated: str
+    steps: int
+    accuracy: float
+    published: float | None
 
 
 class Tuning(TypedDict):
@@ -298,6 +373,9 @@ Record = (
     | Bias
     | Landscape
     | Path
+    | Inside
+    | SamplingBias
+    | Crossed
     | Tuning
     | Note
     | Done

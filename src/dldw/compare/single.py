@@ -14,6 +14,7 @@ from dldw.compare.spec import parse
 from dldw.compare.terminal import plain
 from dldw.compare.train import train
 from dldw.errors import DldwError
+from dldw.learner import Learner
 from dldw.learners.forward_only import replay
 from dldw.runlog import digest, read
 from dldw.tasks import load_task
@@ -30,7 +31,7 @@ def train_and_save(target: str, method: str, out: Path, *, seed: int, budget: st
     task = load_task(target, data)
     console = Console()
 
-    def say(point: dict[str, Any]) -> None:
+    def say(point: dict[str, Any], learner: Learner) -> None:
         value = (
             f"{task.metric} {point[task.metric]:.4f}" if point[task.metric] is not None else f"{task.metric} not finite"
         )

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from dldw.compare.bounded import Bounding
+from dldw.compare.contrastive import Sampling
+from dldw.compare.crossed import Crossing
 from dldw.compare.depth import Deepening
 from dldw.compare.displacement import Displacing
 from dldw.compare.estimate import Estimating, Nudging, Sweeping
+from dldw.compare.inside import Inside
 from dldw.compare.item import Item
 from dldw.compare.landscape import Mapping2d
 from dldw.compare.meter import Metering
@@ -19,15 +22,17 @@ from dldw.compare.share import (
     COSTS,
     DISPLACEMENTS,
     ESTIMATES,
+    INSIDE,
     LANDSCAPE,
     RATES,
     SIZES,
     ranked,
 )
 from dldw.compare.sizes import draws_at
-from dldw.compare.spec import Spec
+from dldw.compare.spec import Spec, parse
 from dldw.compare.train import Training, forwards_per_step
 from dldw.compare.width import Widening
+from dldw.searcher import Searcher
 from dldw.tasks.task import Settings
 
 if TYPE_CHECKING:
@@ -37,6 +42,8 @@ FIRST = ("backprop", "weight-perturbation", "backprop[checkpoint=true]", "random
 """What studies take before all others: what the question asks about, and the baselines."""
 NAMED = ("perceptron", "contrastive-divergence", "particle-swarm", "genetic-algorithm")
 """Whose steps are followed before those of all others but the first: the discussion names them."""
+HOMES = {"perceptron": "separable", "contrastive-divergence": "two-bars"}
+"""Where the steps of these are followed when they cannot run on the task of the comparison: small tasks of their kind."""
 FEW = 4
 """Forwards of an estimate that networks far larger than the task's own leave time for."""
 
@@ -191,6 +198,45 @@ def _displacements(plan: Plan, specs: Sequence[Spec], settings: Settings) -> lis
     ]  # fmt: skip
 
 
+def _at_home(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]:
+    from dldw.tasks import load_task
+
+    homes = [(spec, load_task(HOMES[spec.target])) for spec in specs]
+    return [
+        Displacing(
+            home.name, None, spec, frozen(spec.settings(home.settings)), seed=seed, width=home.width,
+            steps=plan.budget.displacements,
+        )
+        for spec, home in homes
+        for seed in range(plan.budget.estimate_seeds)
+    ]  # fmt: skip
+
+
+def _insides(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]:
+    budget = plan.budget
+    return [
+        Inside(
+            plan.target, plan.data, spec, frozen(spec.settings(settings)), 0, budget.inside_forwards, budget.per_decade
+        )
+        for spec in specs
+    ]
+
+
+def _samplings(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]:
+    wanted = plan.budget.sampling_draws and plan.task.enumerable() is not None
+    return [Sampling(plan.target, plan.data, plan.budget.sampling_draws)] if wanted else []
+
+
+def _crossings(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]:
+    lr = parse("backprop").settings(settings).get("lr", 1e-3)
+    plain = plan.budget.crossed_forwards / forwards_per_step(parse("backprop"), {}, 1)
+    return [
+        Crossing(plan.target, plan.data, way, max(1, round(longer * plain)), lr)
+        for way, longer in plan.task.ways.items()
+        if plain
+    ]
+
+
 def _nudging(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]:
     budget = plan.budget
     return [Nudging(plan.target, plan.data, budget.nudges, budget.nudged_weights)] if budget.nudged_weights else []
@@ -256,6 +302,12 @@ STUDIES = (
         lambda plan: _ordered(plan) if plan.task.memory_bound else [], _bounded, 1.0, first=True,
     ),
     Study("nudge", "The bias of the difference quotient", lambda plan: [], _nudging),
+    Study("sampling", "The bias of contrastive divergence", lambda plan: [], _samplings),
+    Study("crossed", "Ways to run the same weights", lambda plan: [], _crossings),
+    Study(
+        "home", "Where its steps lead on a task of its own",
+        lambda plan: list(plan.elsewhere) if plan.budget.displacements else [], _at_home,
+    ),
     Study(
         "landscape", "The path through the two-weight landscape",
         lambda plan: _plain(plan) if plan.budget.grid else [], _landscape, LANDSCAPE,
@@ -269,6 +321,13 @@ STUDIES = (
         "displacement", "Where its steps lead",
         lambda plan: ranked(_plain(plan), (*FIRST, *NAMED)) if plan.budget.displacements else [],
         _displacements, DISPLACEMENTS,
+    ),
+    Study(
+        "inside", "What happens inside the model",
+        lambda plan: [s for s in _ordered(plan) if not issubclass(s.method.factory, Searcher)]
+        if plan.budget.inside_forwards
+        else [],
+        _insides, INSIDE,
     ),
     Study(
         "companion", "Training on the companion task",

@@ -17,6 +17,7 @@ from dldw.compare.records import Record, Study
 from dldw.compare.spec import Spec
 from dldw.compare.statistics import log_spaced
 from dldw.errors import DldwError, NonFiniteLossError
+from dldw.learner import Descent, Learner
 from dldw.tasks.task import Task
 from dldw.tasks.userfile import where
 from dldw.weights import Weights
@@ -51,7 +52,7 @@ def train(
     stop_at_target: bool = False,
     tuning: bool = False,
     model: nn.Module | None = None,
-    progress: Callable[[dict[str, Any]], None] | None = None,
+    progress: Callable[[dict[str, Any], Learner], None] | None = None,
 ) -> Curve:
     """Trains a fresh model until the budget is spent.
 
@@ -68,7 +69,7 @@ def train(
         stop_at_target: End at the first evaluation that reaches the task's target.
         tuning: Train without the validation split and evaluate on it.
         model: Trained in place of a fresh one.
-        progress: Called with each point of the curve.
+        progress: Called with each point of the curve, and the learner that is there.
     """
     model = task.model(seed, width) if model is None else model
     curve = Curve(weights=Weights(model).size)
@@ -78,6 +79,7 @@ def train(
     step, seconds, before = 0, 0.0, task.interactions
     try:
         learner = spec.method.build(model, task.loss, torch.Generator().manual_seed(10_000 + seed), **settings)
+        falling = _falling(learner, stops[-1]) if task.anneals else None
         batches = task.batches(seed, tuning=True) if tuning else task.batches(seed)
         for stop in stops:
             while step < stop:
@@ -86,6 +88,8 @@ def train(
                 last = learner.step(batch)
                 seconds += time.perf_counter() - start
                 step += 1
+                if falling:
+                    falling.step()
             figures = task.evaluate(learner.model, "validation" if tuning else "test")
             point = {
                 "step": step,
@@ -101,7 +105,7 @@ def train(
             }
             curve.points.append(point)
             if progress:
-                progress(point)
+                progress(point, learner)
             value = point[task.metric]
             if value is None or _error(task, point) > DIVERGED * (abs(_error(task, curve.points[0])) or math.inf):
                 curve.reason, curve.error = "diverged", f"the loss is {figures['loss']:.3g} after step {step}"
@@ -118,6 +122,13 @@ def train(
     except Exception as error:
         curve.reason, curve.error = "error", f"{where(error)} raised {type(error).__name__}: {error}"
     return curve
+
+
+def _falling(learner: Learner, steps: int) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """The learning rate of a gradient source's optimizer falls along a cosine to nothing at the last step."""
+    if not isinstance(learner, Descent) or not steps:
+        return None
+    return torch.optim.lr_scheduler.LambdaLR(learner.optimizer, lambda s: (1 + math.cos(math.pi * s / steps)) / 2)
 
 
 def reached(task: Task, value: float) -> bool:

@@ -34,7 +34,9 @@
 
   /* Methods have fixed places in the palette; the theme says what colour a place has. */
   function themed(value) {
-    if (typeof value === "string") return value.startsWith("colour-") ? style("--m" + value.slice(7)) : value;
+    if (typeof value === "string") {
+      return value.startsWith("colour-") ? style("--m" + value.slice(7)) : value.startsWith("--") ? style(value) : value;
+    }
     if (Array.isArray(value)) return value.map(themed);
     if (value && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, themed(inner)]));
@@ -53,6 +55,7 @@
     const values = { shown: [...shown], ink: style("--ink"), paper: style("--card") };
     for (const param of spec.params) if (param.name in values) param.value = values[param.name];
     if (chart.square) spec.height = Math.round(Math.min(520, Math.max(260, plot.clientWidth * 0.8)));
+    if (chart.aspect) spec.height = Math.round(plot.clientWidth * chart.aspect);
     if (chart.step) {
       const methods = new Set(chart.rows.rows.map((row) => row.method).filter((method) => shown.has(method)));
       spec.height = chart.step * Math.max(1, methods.size);

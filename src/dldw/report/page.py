@@ -23,12 +23,15 @@ from dldw.report.verdicts import headline, verdicts
 from dldw.report.words import between, duration, number, percent, size, times
 
 SECTIONS = (
-    ("learning", "How far the same work goes", ("curves", "target")),
+    ("learning", "How far the same work goes", ("curves", "target", "variants")),
+    ("ways", "Ways to run the same weights", ("crossed",)),
     ("populations", "What populations do", ("generations", "diversity")),
     ("equal", "The same memory, the same time", ("budgets",)),
     ("price", "What one step costs", ("cost", "memory")),
     ("layers", "What depth costs", ("depth",)),
-    ("estimate", "How good is each estimate", ("cosine", "quotient", "sigma")),
+    ("estimate", "How good is each estimate", ("cosine", "quotient", "sigma", "sampling")),
+    ("inside", "Inside the models", ("alignment", "layerwise")),
+    ("machine", "What the Boltzmann machine has learnt", ("filters", "samples", "chains", "occluded")),
     ("size-and-settings", "What size and settings do", ("growth", "failures")),
     ("descent", "A picture of the descent", ("landscape",)),
     ("settings", "The price of good settings", ("tuning",)),
@@ -113,6 +116,7 @@ def _plain(chart: Chart) -> dict[str, Any]:
         "choices": [{"name": name, "options": options} for name, options in chart.choices],
         "rows": chart.rows,
         "square": chart.square,
+        "aspect": chart.aspect,
         "step": chart.step,
     }
 

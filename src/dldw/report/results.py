@@ -13,6 +13,7 @@ from dldw.compare.records import (
     FORMAT,
     Bias,
     Cost,
+    Crossed,
     Depth,
     Displacement,
     Done,
@@ -20,10 +21,12 @@ from dldw.compare.records import (
     Estimate,
     Evaluation,
     Fit,
+    Inside,
     Landscape,
     MethodRecord,
     Note,
     Run,
+    SamplingBias,
     Sigma,
     TaskRecord,
     Tuning,
@@ -57,6 +60,9 @@ class Results:
     biases: list[Bias] = field(default_factory=list)
     landscapes: list[Landscape] = field(default_factory=list)
     paths: list[PathRecord] = field(default_factory=list)
+    insides: list[Inside] = field(default_factory=list)
+    samplings: list[SamplingBias] = field(default_factory=list)
+    crossings: list[Crossed] = field(default_factory=list)
     tunings: list[Tuning] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     done: Done | None = None
@@ -137,6 +143,9 @@ _TABLES = {
     "bias": "biases",
     "landscape": "landscapes",
     "path": "paths",
+    "inside": "insides",
+    "sampling": "samplings",
+    "crossed": "crossings",
     "tuning": "tunings",
     "note": "notes",
 }
@@ -151,6 +160,9 @@ _KEYS = {
     "sigmas": ("task", "width"),
     "paths": ("task", "method"),
     "landscapes": ("task",),
+    "insides": ("task", "method", "seed"),
+    "samplings": ("task", "step", "estimator"),
+    "crossings": ("task", "trained", "evaluated"),
     "tunings": ("task", "method", "trial"),
     "notes": ("text",),
 }

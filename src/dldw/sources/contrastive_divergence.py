@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError, NonFiniteLossError
 from dldw.memory import keep_freed_memory
+from dldw.nn.likelihood import exact_log_partition
 from dldw.nn.rbm import RBM
 from dldw.nn.units import GaussianUnits, bernoulli
 from dldw.source import Batch, GradientSource
@@ -85,23 +86,18 @@ class ContrastiveDivergence(GradientSource):
         keep_freed_memory()
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        weights = self._prepare(model)
-        if not isinstance(model, RBM):
-            raise DldwError(
-                f"contrastive divergence trains a restricted Boltzmann machine (dldw.nn.RBM), and {type(model).__name__} is "
-                "none: it has no free energy and cannot be sampled. Build an RBM, or use a source that takes a loss."
-            )
-        v = _examples(model, batch)
+        weights, rbm = self._prepare(model), _machine(model)
+        v = _examples(rbm, batch)
         generator = self._generator_on(weights.device)
         with torch.no_grad():
-            phases = self._phases(model, v)
-            error, state = self._sample(model, v, phases, generator)
+            phases = self._phases(rbm, v)
+            error, state = self._sample(rbm, v, phases, generator)
             if not math.isfinite(error):
                 raise NonFiniteLossError(
                     f"the reconstruction error is {error}: the weights are not finite, or far too large; .grad is as it was. "
                     "Lower the learning rate, or standardise the data of Gaussian units."
                 )
-            phases.add_gradient(model)
+            phases.add_gradient(rbm)
             if self.persistent:
                 self._state = state
         return torch.scalar_tensor(error, dtype=v.dtype, device=v.device)
@@ -142,6 +138,15 @@ class ContrastiveDivergence(GradientSource):
         if held is None or not held.fits(v, chains, rbm.hidden):
             held = self._held = _Phases.of(v, chains, rbm.hidden)
         return held
+
+    def criterion(self, model: nn.Module, batch: Batch) -> Tensor:
+        """-log p(v) of each example [B] by enumeration, for autograd to differentiate: the estimate is a biased one of that.
+
+        Raises:
+            DldwError: The machine is too large (see ``dldw.nn.likelihood``).
+        """
+        rbm = _machine(model)
+        return rbm.free_energy(_examples(rbm, batch)) + exact_log_partition(rbm)
 
     def state_dict(self) -> dict[str, Any]:
         """The states of the generator and of the persistent chains."""
@@ -197,6 +202,15 @@ class _Phases:
 def _add(p: nn.Parameter, gradient: Callable[[], Tensor]) -> None:
     if p.requires_grad:
         add_to_grad(p, gradient())
+
+
+def _machine(model: nn.Module) -> RBM:
+    if not isinstance(model, RBM):
+        raise DldwError(
+            f"contrastive divergence trains a restricted Boltzmann machine (dldw.nn.RBM), and {type(model).__name__} is "
+            "none: it has no free energy and cannot be sampled. Build an RBM, or use a source that takes a loss."
+        )
+    return model
 
 
 def _examples(rbm: RBM, batch: Batch) -> Tensor:

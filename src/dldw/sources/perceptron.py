@@ -90,6 +90,12 @@ class Perceptron(GradientSource):
                     add_to_grad(p, moved)
             return (self.margin - lead).clamp(min=0).mean()
 
+    def criterion(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The perceptron criterion of each example, max(0, margin - lead) [B], for autograd to differentiate."""
+        readout = Readout.of(model)
+        x, y = readout.features(batch)
+        return (self.margin - leads(readout.layer(x), y)[0]).clamp(min=0)
+
 
 def leads(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """By how much the own score leads the best of the others [B], and e_r - e_y, minus its derivative [B, K]."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TASKS = {
     "digits": "dldw.tasks.digits:Digits",
     "digits-wide": "dldw.tasks.digits_wide:DigitsWide",
+    "digits-64-64": "dldw.tasks.digits_64_64:Digits6464",
     "fashion-mnist": "dldw.tasks.fashion_mnist:FashionMnist",
     "step-digits": "dldw.tasks.step_digits:StepDigits",
     "error-rate": "dldw.tasks.error_rate:ErrorRate",

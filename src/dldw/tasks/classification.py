@@ -43,6 +43,11 @@ class Classification(Task):
     def model(self, seed: int, width: int | None = None) -> nn.Module:
         return seeded(seed, lambda: self.network(width or self.width or 1))
 
+    def examples(self, split: str) -> Batch | None:
+        """The training examples stop before the validation split; ``rows_at_once`` of a split at most."""
+        x, y = (t[: self._fitted] for t in self.train) if split == "train" else self.splits[split]
+        return self.prepare(x[: self.rows_at_once]), y[: self.rows_at_once]
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         x, y = batch
         return F.cross_entropy(model(x), y, reduction="none")

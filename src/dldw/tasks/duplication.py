@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dldw.nn.reformer import Reformer, ReformerConfig
-from dldw.tasks.task import Task, seeded
+from dldw.tasks.hashing import Hashing
+from dldw.tasks.task import seeded
 
 
-class Duplication(Task):
+class Duplication(Hashing):
     """Sequences 0w0w, w random symbols; what is predicted is the second w (Kitaev et al. 2020, arXiv 2001.04451, table 2).
 
     A Reformer of one layer has to attend exactly ``half - 1`` tokens back. Its hashes may be changed before it is evaluated.

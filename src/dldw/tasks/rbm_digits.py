@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dldw.nn.rbm import RBM
 from dldw.tasks.digits import Digits
+from dldw.tasks.picture import Picture, pictures_of
 from dldw.tasks.task import Task, seeded
 
 READOUT_DECAY = 1.0
@@ -47,9 +48,7 @@ class RbmDigits(Task):
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         rbm = cast(RBM, model)
         field, flip = rbm.hidden_field(batch), 1 - 2 * batch
-        flipped = (
-            field[:, None, :] + flip[:, :, None] * rbm.weight.t()
-        )  # of each pixel on its own, [B, visible, hidden]
+        flipped = field[:, None, :] + flip[:, :, None] * rbm.weight.t()  # each pixel by itself, [B, visible, hidden]
         change = F.softplus(flipped).sum(2) - F.softplus(field).sum(1)[:, None]
         return F.softplus(change + flip * rbm.visible_bias).sum(1)
 
@@ -60,6 +59,9 @@ class RbmDigits(Task):
         while True:
             order = torch.randperm(count, generator=generator)
             yield from (self.images[rows] for rows in order.split(self.batch_size) if len(rows) == self.batch_size)
+
+    def pictures(self, model: nn.Module, generator: torch.Generator) -> list[Picture]:
+        return pictures_of(cast(RBM, model), self.splits["test"][0], generator)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str = "test") -> dict[str, float]:

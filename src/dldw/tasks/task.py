@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from typing import Any, ClassVar, TypedDict, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dldw.errors import DldwError
+from dldw.tasks.picture import Picture
 
 Settings = dict[str, dict[str, Any]]
 Made = TypeVar("Made")
@@ -47,6 +48,12 @@ class Task(ABC):
         heft: About how many times as long as one of the digits a forward pass takes, evaluation and all: named budgets have
             so many fewer.
         keeps: Whether it makes data of its own and keeps them in the directory ``data``, by default that of the results.
+        anneals: Whether learning rates fall along a cosine over the budget of a run, where an optimizer follows the method:
+            without, the noise of an estimate decides where a run ends.
+        ways: Ways the model can be trained in, to be evaluated in all of ``asked`` (see ``choose``), if any; for each, how
+            long it is trained, over what a budget has for it.
+        asked: Ways it is evaluated in.
+        published: Of each way of training, the published accuracies in ``asked``, in per cent.
         batch_size: Examples in one batch.
         passes: A forward pass on its batch, in those on a batch of the task's usual size (see ``resized``).
         width: Hidden units of the model ``model()`` makes by default, or None where the task has no width.
@@ -68,6 +75,10 @@ class Task(ABC):
     rows: ClassVar[tuple[int, ...]] = ()
     heft: ClassVar[float] = 1.0
     keeps: ClassVar[bool] = False
+    anneals: ClassVar[bool] = False
+    ways: ClassVar[Mapping[str, float]] = {}
+    asked: ClassVar[tuple[str, ...]] = ()
+    published: ClassVar[Mapping[str, tuple[float, ...]]] = {}
     batch_size: int
     passes: float = 1.0
     width: int | None = None
@@ -118,6 +129,22 @@ class Task(ABC):
         raise DldwError(
             f"{self.name} has one depth: there is no network of {depth} blocks. Name a task that has depths."
         )
+
+    def choose(self, model: nn.Module, way: str) -> None:
+        """Sets a model to one of ``ways`` or ``asked``: what it computes changes, its weights do not."""
+        raise DldwError(f"{self.name} has one way to run its model: there is no {way!r}. Name a task that has ways.")
+
+    def examples(self, split: str) -> tuple[Tensor, Tensor] | None:
+        """Inputs as the network takes them and their labels, of ``train`` or ``test``; None where nothing is classified."""
+        return None
+
+    def enumerable(self) -> tuple[nn.Module, Tensor] | None:
+        """A Boltzmann machine small enough for the exact gradient of its likelihood, and its data; None without one."""
+        return None
+
+    def pictures(self, model: nn.Module, generator: torch.Generator) -> list[Picture]:
+        """Images of what a model has learnt; none where there is nothing to see."""
+        return []
 
 
 def tuned(task: str) -> Tuned:

@@ -55,6 +55,9 @@ class TwoBars(Task):
         while True:
             yield self.images[torch.randint(len(self.images), (self.batch_size,), generator=generator)]
 
+    def enumerable(self) -> tuple[nn.Module, Tensor] | None:
+        return self.model(0), self.images
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str = "test") -> dict[str, float]:
         return {"loss": float(self.loss(model, self.images).mean())}

@@ -13,15 +13,20 @@ from altair.utils.schemapi import debug_mode
 
 from dldw.report.charts.budgets import budgets
 from dldw.report.charts.cost import memory, step_cost
+from dldw.report.charts.crossed import crossed
 from dldw.report.charts.depth import depth
 from dldw.report.charts.estimate import cosine, quotient
 from dldw.report.charts.generations import diversity, generations
+from dldw.report.charts.inside import alignment, layers
 from dldw.report.charts.kit import Chart, Look, looks
 from dldw.report.charts.landscape import landscape
 from dldw.report.charts.learning import learning_curves, time_to_target
+from dldw.report.charts.pictures import chains, filters, occluded, samples
+from dldw.report.charts.sampling import sampling
 from dldw.report.charts.sigma import sigma
 from dldw.report.charts.size import failures, growth
 from dldw.report.charts.tuning import tuning
+from dldw.report.charts.variants import variants
 from dldw.report.results import Results
 
 __all__ = ["CHARTS", "Chart", "Look", "charts", "looks"]
@@ -37,6 +42,8 @@ def charts(results: Results) -> list[Chart]:
 CHARTS: tuple[Callable[[Results], Chart | None], ...] = (
     learning_curves,
     time_to_target,
+    variants,
+    crossed,
     generations,
     diversity,
     budgets,
@@ -46,6 +53,13 @@ CHARTS: tuple[Callable[[Results], Chart | None], ...] = (
     cosine,
     quotient,
     sigma,
+    sampling,
+    alignment,
+    layers,
+    filters,
+    samples,
+    chains,
+    occluded,
     growth,
     failures,
     landscape,

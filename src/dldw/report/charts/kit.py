@@ -90,6 +90,7 @@ class Chart:
         choices: Groups of options, as (name, options); empty when there is one specification.
         wide: Whether it takes the whole width of the page.
         square: Whether its height follows its width.
+        aspect: Height over width, where it shows images.
         step: Height of one method's row, where the methods are rows.
     """
 
@@ -102,6 +103,7 @@ class Chart:
     choices: list[tuple[str, list[str]]] = field(default_factory=list)
     wide: bool = False
     square: bool = False
+    aspect: float = 0.0
     step: int = 0
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from dldw.compare.records import Displacement
 from dldw.report.intervals import Interval
 from dldw.report.results import Results
 from dldw.report.verdicts.verdict import Ruling, Verdict, bounded, family, not_shown, ratio_to_backprop
@@ -18,6 +21,10 @@ FAMILIES = {
 }
 ASKS = {"no loss": "no loss value", "autograd": "one loss value and its derivative"}
 """What an update asks of the loss, by what the method needs; all others ask for as many values as they take forwards."""
+CRITERIA = {"perceptrons": "the perceptron criterion", "Boltzmann machines": "the log-likelihood"}
+"""What the families without a loss follow instead."""
+EQUAL = 1e-6
+"""An estimate that is off by no more in any entry is equal to the derivative, but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +35,13 @@ class _Steps:
         method: The label.
         task: Where they were made: the task of the run, or another where the method cannot run on it.
         cosine: Of a step with the exact downhill direction, over points in training.
+        records: What it was read from.
     """
 
     method: str
     task: str
     cosine: Interval
+    records: list[Displacement]
 
 
 def same_logic(results: Results) -> Verdict:
@@ -47,7 +56,7 @@ def same_logic(results: Results) -> Verdict:
         "of the question's method when the interval of a member lies above 0. Holds when all four families named are in "
         "this run and do, does not hold when none does, holds partly otherwise."
     )
-    members = {name: _followed(results, family(results, words)) for name, words in FAMILIES.items()}
+    members = {name: _followed(results, _members(results, words)) for name, words in FAMILIES.items()}
     there = {name: steps for name, steps in members.items() if steps}
     if not there:
         return not_shown(claim, rule, "Not in this run: no method of these families had its steps followed.")
@@ -59,6 +68,8 @@ def same_logic(results: Results) -> Verdict:
     beside = _followed(results, [m for m in (results.nudge, results.backprop) if m])
     meaning = "What an update takes, and the mean cosine of its step with the exact downhill direction: "
     meaning += f"{'; '.join(_said(results, s) for s in asked)}."
+    for name, criterion in CRITERIA.items():
+        meaning += "".join(_criterion(steps, criterion) for steps in members[name])
     if beside:
         meaning += f" Beside them, {'; '.join(_said(results, s) for s in beside)}."
     absent = [name for name in FAMILIES if name not in there]
@@ -67,6 +78,28 @@ def same_logic(results: Results) -> Verdict:
     first = asked[0]
     interval = f"95\u00a0% interval {_range(first.cosine)}, {first.method}"
     return Verdict(claim, ruling, f"cosine {number(first.cosine.value)}", interval, meaning, rule)
+
+
+def _members(results: Results, words: tuple[str, ...]) -> list[str]:
+    """The methods of a family, also those that could not run on the task and were followed elsewhere."""
+    followed = [r["method"] for r in results.displacements if any(word in r["method"] for word in words)]
+    return list(dict.fromkeys([*family(results, words), *followed]))
+
+
+def _criterion(steps: _Steps, criterion: str) -> str:
+    """What a method without a loss follows, and how closely."""
+    known = [r for r in steps.records if "criterion_cosine" in r]
+    if not known:
+        return ""
+    off = max(r["off_criterion"] for r in known)
+    if off <= EQUAL:
+        apart = f"{off:.0e}" if off else "0"
+        return (
+            f" The update of {steps.method} is an exact subgradient of {criterion}: the largest difference of any entry "
+            f"is {apart}."
+        )
+    cosine = sum(r["criterion_cosine"] for r in known) / len(known)
+    return f" The estimate of {steps.method} has a cosine of {number(cosine)} with the exact gradient of {criterion}."
 
 
 def _followed(results: Results, methods: list[str]) -> list[_Steps]:
@@ -79,7 +112,7 @@ def _followed(results: Results, methods: list[str]) -> list[_Steps]:
         if rows:
             mean = sum(r["cosine"] for r in rows) / len(rows)
             half = math.hypot(*(r["cosine_high"] - r["cosine"] for r in rows)) / len(rows)
-            found.append(_Steps(method, rows[0]["task"], Interval(mean, mean - half, mean + half, len(rows))))
+            found.append(_Steps(method, rows[0]["task"], Interval(mean, mean - half, mean + half, len(rows)), rows))
     return found
 
 
@@ -89,8 +122,8 @@ def _range(found: Interval) -> str:
 
 def _said(results: Results, steps: _Steps) -> str:
     """'swarm: 37 loss values, cosine 0.04 (0.03 to 0.05), 31 × the forward passes of back-propagation to the target'."""
-    record = next(m for m in results.methods if m["method"] == steps.method)
-    takes = ASKS.get(record["needs"], f"{number(record['forwards_per_step'])} loss values")
+    known: list[Mapping[str, Any]] = [*(m for m in results.methods if m["method"] == steps.method), *steps.records]
+    takes = ASKS.get(known[0]["needs"], f"{number(known[0]['forwards_per_step'])} loss values")
     where = "" if results.task is None or steps.task == results.task["task"] else f" on {steps.task}"
     words = f"{steps.method}{where}: {takes}, cosine {number(steps.cosine.value)} ({_range(steps.cosine)})"
     ratio = None if where or steps.method == results.backprop else ratio_to_backprop(results, steps.method)

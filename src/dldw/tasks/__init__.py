@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 TASKS = {
     "digits": "dldw.tasks.digits:Digits",
     "digits-wide": "dldw.tasks.digits_wide:DigitsWide",
-    "digits-64-64": "dldw.tasks.digits_64_64:Digits6464",
     "fashion-mnist": "dldw.tasks.fashion_mnist:FashionMnist",
+    "digits-64-64": "dldw.tasks.digits_64_64:Digits6464",
     "step-digits": "dldw.tasks.step_digits:StepDigits",
     "error-rate": "dldw.tasks.error_rate:ErrorRate",
     "int8-digits": "dldw.tasks.int8_digits:Int8Digits",

@@ -452,7 +452,8 @@ def test_a_gap_in_the_steps_is_found(tmp_path):
 
 
 def test_a_state_of_another_run_is_refused(tmp_path):
-    learner, other = logged(tmp_path / "one"), dldw.ForwardOnly(network(), dldw.MeZO(loss), 0.02, log=tmp_path / "two")
+    source = dldw.MeZO(loss, generator=seeded(4))
+    learner, other = logged(tmp_path / "one"), dldw.ForwardOnly(network(), source, 0.02, log=tmp_path / "two")
     learner.step(next(batches(1)))
     with pytest.raises(dldw.DldwError, match=r"does not belong to the log .*two: another key"):
         other.load_state_dict(learner.state_dict())

@@ -291,7 +291,7 @@ def test_weights_go_to_a_directory_that_exists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        ("dldw compare dig", {"digits", "digits-wide"}),
+        ("dldw compare dig", {"digits", "digits-wide", "digits-64-64"}),
         ("dldw compare digits sps", {"spsa"}),
         ("dldw train digits weig", {"weight-perturbation"}),
     ],

@@ -68,7 +68,7 @@ def test_the_dearest_study_keeps_what_is_asked_about_and_one_of_each_kind(monkey
     widened = {i.spec for i in plan.studies({}, {}) if isinstance(i, Widening)}
     assert {"backprop", "weight-perturbation"} <= {s.label for s in widened}
     kinds = [(s.method.card.claim, s.method.card.needs) for s in widened if s.label not in FIRST]
-    assert len(set(kinds)) == len(kinds) > 1
+    assert len(set(kinds)) == len(kinds) > 0
 
 
 def test_the_curves_and_the_costs_of_todays_methods_are_not_cut() -> None:

@@ -14,7 +14,7 @@ from dldw.compare.spec import Spec
 
 CURVES, COSTS = 0.30, 0.12
 """Of the total: at most, for the learning curves and for the cost of a step."""
-LANDSCAPE, ESTIMATES, SIZES, DISPLACEMENTS, INSIDE, COMPANION, RATES = 0.03, 0.07, 0.03, 0.05, 0.07, 0.10, 0.20
+LANDSCAPE, ESTIMATES, SIZES, DISPLACEMENTS, INSIDE, COMPANION, RATES = 0.03, 0.07, 0.03, 0.05, 0.05, 0.10, 0.20
 """Of what these leave: at most; the widths, the dearest, take the rest."""
 FEWEST_SEEDS = 3
 """Seeds are not cut below this: there is no interval with fewer. Beyond, each curve gets fewer forwards."""

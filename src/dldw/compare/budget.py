@@ -75,7 +75,7 @@ class Budget:
         """The same for a task whose forward passes take ``heft`` times as long: so many fewer, where no total cuts them."""
         if heft == 1.0:
             return self
-        cut = ("companion_forwards", "width_forwards", "factor_forwards", "tune_forwards")
+        cut = ("companion_forwards", "width_forwards", "factor_forwards", "inside_forwards", "tune_forwards")
         fewer: dict[str, Any] = {name: getattr(self, name) / heft for name in cut}
         fewer |= {name: -int(-getattr(self, name) // heft) for name in ("draws", "nudged_weights")}
         return replace(self, forwards=self.forwards if self.total else self.forwards / heft, **fewer)

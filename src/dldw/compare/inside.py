@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dldw.compare.displacement import drawn_aside
 from dldw.compare.estimate import exact_gradient
-from dldw.compare.item import SECONDS_PER_FORWARD, Identity, MethodItem, note
+from dldw.compare.item import Identity, MethodItem, note
 from dldw.compare.records import Record
 from dldw.compare.sampled import trainable
 from dldw.compare.train import START, train
@@ -39,7 +39,7 @@ class Inside(MethodItem):
 
     @property
     def weight(self) -> float:
-        return START + 1.2 * self.forwards * SECONDS_PER_FORWARD
+        return START + self.seconds_of(1.2 * self.forwards)
 
     @property
     def keys(self) -> list[Identity]:

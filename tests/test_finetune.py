@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,10 +40,10 @@ def made(tmp_path: Path) -> tuple[Path, Path]:
     return save_model(tmp_path / "base"), tmp_path / "data.txt"
 
 
-def run(made: tuple[Path, Path], out: Path, **settings: object) -> str:
+def run(made: tuple[Path, Path], out: Path, **settings: Any) -> str:
     quiet = Console(quiet=True)
     settings = {"steps": 6, "length": 16, "batch": 2, "lr": 1e-3, "samples": 0, "device": "cpu", **settings}
-    return finetune(*made, out, console=quiet, **settings)  # type: ignore[arg-type]
+    return finetune(*made, out, console=quiet, **settings)
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:

@@ -26,10 +26,12 @@ from dldw.errors import DldwError
 from dldw.learner import Descent
 from dldw.sources.perceptron import Perceptron
 from dldw.tasks import load_task
+from dldw.tasks.digits import Digits
 from dldw.tasks.digits_64_64 import Digits6464
 from dldw.tasks.duplication import Duplication
 from dldw.tasks.picture import Picture, pictures_of
 from dldw.tasks.rbm_digits import RbmDigits
+from dldw.tasks.two_bars import TwoBars
 from tests.harness import TINY
 
 
@@ -55,8 +57,14 @@ def test_angles_are_those_of_geometry() -> None:
 
 def test_the_angle_of_feedback_alignment_is_that_of_its_formula() -> None:
     """One hidden linear layer: the exact first-layer gradient is W2ᵀ e xᵀ, that of feedback alignment B e xᵀ."""
-    task, source = Digits6464(), None
-    task.network = lambda width: nn.Sequential(nn.Linear(64, 8, bias=False), nn.Linear(8, 10, bias=False))  # type: ignore[method-assign]
+
+    class Linear(Digits6464):
+        def network(self, width: int) -> nn.Module:
+            return nn.Sequential(nn.Linear(64, width, bias=False), nn.Linear(width, 10, bias=False))
+
+        width = 8
+
+    task = Linear()
     model, (x, y) = task.model(0), next(task.batches(0))
     source = dldw.FeedbackAlignment(task.loss, mode="random", generator=torch.Generator().manual_seed(3))
     found = angles_of(task, Descent(model, source, torch.optim.SGD(model.parameters(), lr=0.1)), (x, y))
@@ -107,14 +115,14 @@ def test_a_run_that_diverges_becomes_a_note() -> None:
 
 
 def test_layers_are_read_out_by_ridge_regression_and_the_output_by_itself() -> None:
-    task = load_task("digits-64-64")
-    model = task.model(0)
+    task = Digits6464()
+    model: Any = task.model(0)
     for batch in islice(task.batches(0), 30):
         Descent(model, dldw.Backprop(task.loss), torch.optim.SGD(model.parameters(), lr=0.5)).step(batch)
     found = layer_accuracies(task, model, 0.5)
     assert [(f["layer"], f["features"]) for f in found] == [(0, 64), (1, 64), (2, 64), (3, 10)]
     assert found[-1]["accuracy"] == 0.5
-    (x, y), (x_test, y_test) = ((a.numpy(), b.numpy()) for a, b in (task.examples(s) for s in ("train", "test")))  # type: ignore[misc]
+    (x, y), (x_test, y_test) = ((a.numpy(), b.numpy()) for a, b in (task.examples(s) for s in ("train", "test")))
     with torch.no_grad():
         hidden, hidden_test = (model[:2](torch.from_numpy(a)).numpy() for a in (x, x_test))
     for place, (a, b) in enumerate(((x, x_test), (hidden, hidden_test))):
@@ -138,9 +146,9 @@ def test_what_a_layer_hands_on_includes_the_non_linearity() -> None:
 
 
 def test_training_examples_of_a_read_out_stop_before_the_validation_split() -> None:
-    task = load_task("digits")
-    x, y = task.examples("train")  # type: ignore[misc]
-    held, _ = task.splits["validation"]  # type: ignore[attr-defined]
+    task = Digits()
+    x, y = task.examples("train")
+    held, _ = task.splits["validation"]
     assert len(x) == len(y) == 1437 - 287
     assert not (x[:, None] == held[None, :5]).all(2).any()
 
@@ -210,7 +218,7 @@ def test_on_a_machine_without_weights_one_step_of_sampling_is_unbiased() -> None
     with torch.no_grad():
         rbm.weight.zero_()
         rbm.visible_bias.normal_()
-    v = load_task("two-bars").enumerable()[1].repeat(20, 1)  # type: ignore[index]
+    v = TwoBars().enumerable()[1].repeat(20, 1)
     g = exact_gradient(rbm, v)
     mean, square = estimates(dldw.ContrastiveDivergence(generator=torch.Generator().manual_seed(0)), rbm, v, draws=100)
     assert torch.cosine_similarity(mean, g, dim=0) > 0.999
@@ -297,10 +305,10 @@ def test_a_model_trained_in_one_way_is_evaluated_in_all() -> None:
     assert [step for step, _ in losses] == list(range(1, 61))
     assert losses[-1][1] < losses[0][1]
     assert all(0 <= share <= 1 for share in found.values())
-    model = task.model(0)
+    model: Any = task.model(0)
     for way, hashes in (("full", None), ("8", 8), ("1", 1)):
         task.choose(model, way)
-        assert model.hashes == hashes  # type: ignore[attr-defined]
+        assert model.hashes == hashes
 
 
 def test_the_record_has_the_published_figure_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,10 +340,11 @@ def test_a_task_with_one_way_says_so() -> None:
 @pytest.mark.parametrize(("task", "last"), [("digits-64-64", 0.0), ("digits", 0.1)])
 def test_a_task_that_anneals_ends_at_no_learning_rate(task: str, last: float) -> None:
     rates = []
-    train(
-        load_task(task), parse("backprop"), {"lr": 0.1}, 0, forwards=300, per_decade=3,
-        progress=lambda point, learner: rates.append(learner.optimizer.param_groups[0]["lr"]),  # type: ignore[attr-defined]
-    )  # fmt: skip
+
+    def look(point: Any, learner: Any) -> None:
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+
+    train(load_task(task), parse("backprop"), {"lr": 0.1}, 0, forwards=300, per_decade=3, progress=look)
     assert rates[0] == 0.1
     assert rates[-1] == pytest.approx(last, abs=1e-6)
     assert rates == sorted(rates, reverse=True)

@@ -22,10 +22,10 @@ from dldw.compare.spec import parse
 from dldw.compare.terminal import plain, size
 from dldw.directional import Directional
 from dldw.errors import DldwError
+from dldw.evaluate import first_line
 from dldw.learners.forward_only import ForwardOnly
-from dldw.runlog import digest, read
+from dldw.runlog import LOG, digest, read
 
-LOG = "forward_only.jsonl"
 METHOD = "low-rank-evolution[population=2,sigma=0.001]"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model")
 
@@ -140,11 +140,11 @@ def load_model(directory: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(directory, dtype="auto", local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise DldwError(
-            f"the model in {directory} cannot be loaded as a causal language model: {_first_line(error)} Give a directory "
+            f"the model in {directory} cannot be loaded as a causal language model: {first_line(error)} Give a directory "
             "that AutoModelForCausalLM.from_pretrained can read."
         ) from error
     except Exception as error:  # safetensors raises an exception of its own for a file that is none
-        raise DldwError(f"the weights in {directory} cannot be read: {_first_line(error)} Copy them again.") from error
+        raise DldwError(f"the weights in {directory} cannot be read: {first_line(error)} Copy them again.") from error
 
 
 def read_text(data: Path, model: Path, vocabulary: int, field: str = "text") -> Text:
@@ -291,7 +291,3 @@ def _show(model: Any, prompt: Tensor, text: Text, device: torch.device, console:
     )[0]  # fmt: skip
     said = [text.decode(part.tolist()) for part in (found[: len(prompt)], found[len(prompt) :])]
     plain(console, f"Sample: {said[0]!r} goes on {said[1]!r}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -78,9 +78,7 @@ class Member(StandIn):
     def materialised(self) -> Tensor:
         """The weights of all members, as vmap has them."""
         if self._stacked is None:
-            if (
-                functorch.maybe_current_level() != self.level
-            ):  # as torch says it of an operation without a batching rule
+            if functorch.maybe_current_level() != self.level:  # said as torch says it where there is no batching rule
                 raise NotImplementedError("weights that move along directions cannot enter a transform of torch.func.")
             self._stacked = functorch._add_batch_dim(self.moved.stack(), 0, self.level)
         return self._stacked

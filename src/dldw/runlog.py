@@ -22,6 +22,8 @@ from dldw.noise import Key
 from dldw.ranks import Ranks
 from dldw.weights import Weights
 
+LOG = "forward_only.jsonl"
+"""What trainers call it, in the directory of their output."""
 FORMAT = 1
 _BEGIN = b'{"kind":"forward-only"'
 _NO_LOG = "{path} is no log of dldw.ForwardOnly, or one of another version of it. Give another path."

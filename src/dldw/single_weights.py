@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from weakref import WeakSet
 
 import torch
@@ -16,7 +15,7 @@ from dldw.directions import Coordinates, Directions
 from dldw.errors import DldwError
 from dldw.evaluate import Evaluator, Mode, first_line
 from dldw.objective import Objective
-from dldw.slopes import Central, OneSided
+from dldw.slopes import Central, OneSided, power_of_two
 from dldw.source import Loss
 
 _log = logging.getLogger("dldw")
@@ -116,7 +115,7 @@ class SingleWeights(Directional):
     def _nudged(self, objective: Objective, picks: list[Tensor] | None) -> tuple[Nudged, float]:
         memory, eps = self._evaluator.memory, max(torch.finfo(p.dtype).eps for p in objective.weights.tensors)
         if self.step is None and objective.model not in self._inexact:
-            short = 2.0 ** round(math.log2(eps**0.75))
+            short = power_of_two(eps**0.75)
             try:
                 return nudged(objective, short, memory, exact=True, odd_only=self.central, picks=picks), short
             except Inexact:

@@ -81,6 +81,11 @@ class Uniform:
         return step
 
 
+def power_of_two(step: float) -> float:
+    """The nearest one."""
+    return 2.0 ** round(math.log2(step))
+
+
 class _Difference(Slope):
     """Losses at w + offset * step * z, and at w itself where ``baseline`` says so."""
 
@@ -112,7 +117,7 @@ class _Difference(Slope):
         if self.step is not None:
             return [float(self.step)] * count
         eps = max(torch.finfo(p.dtype).eps for p in weights.tensors)
-        return [2.0 ** round(math.log2(eps**self.power))] * count
+        return [power_of_two(eps**self.power)] * count
 
 
 class Central(_Difference):

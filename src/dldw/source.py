@@ -18,6 +18,11 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 """``loss(model, batch)`` returns a scalar or one value per example, shape [B]; what is minimised is the mean."""
 
 
+def repeatable(device: torch.device) -> torch.Generator:
+    """A generator for who gives none, seeded with ``torch.initial_seed()``: ``torch.manual_seed`` makes runs repeat."""
+    return torch.Generator(device).manual_seed(torch.initial_seed())
+
+
 class GradientSource(ABC):
     """Estimates dL/dw and adds the estimate to ``.grad``, as ``loss(model, batch).mean().backward()`` would.
 
@@ -79,7 +84,7 @@ class GradientSource(ABC):
 
     def _generator_on(self, device: torch.device) -> torch.Generator:
         if self.generator is None:
-            self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
+            self.generator = repeatable(device)
         elif self.generator.device.type != device.type:
             raise DldwError(
                 f"the generator is on {self.generator.device} but the weights are on {device}, and random directions are "

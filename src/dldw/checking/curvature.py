@@ -16,7 +16,7 @@ from dldw.directions import Coordinates
 from dldw.errors import DldwError
 from dldw.evaluate import Evaluator
 from dldw.objective import Objective
-from dldw.slopes import Central, Probes
+from dldw.slopes import Central, Probes, power_of_two
 from dldw.source import Batch, Loss
 from dldw.weights import Weights
 
@@ -97,14 +97,15 @@ def hessian_diagonal(
     objective.rewind()
     eps = max(torch.finfo(p.dtype).eps for p in weights.tensors)
     with torch.no_grad():
-        found = _followed(objective, step or _power(eps ** (1 / 4)), evaluator) if evaluator.mode == "auto" else None
+        found = (
+            _followed(objective, step or power_of_two(eps ** (1 / 4)), evaluator) if evaluator.mode == "auto" else None
+        )
         if found is None:
-            found = _one_by_one(objective, step or _power(eps ** (1 / 6)), evaluator)
+            found = _one_by_one(objective, step or power_of_two(eps ** (1 / 6)), evaluator)
         objective.finish()
     values, errors, step, path = found
-    names = {id(p): name for name, p in model.named_parameters()}
-    by_name = [names[id(p)] for p in weights.tensors]
-    return HessianDiagonal(dict(zip(by_name, values, strict=True)), dict(zip(by_name, errors, strict=True)), step, path)
+    names = weights.named(model)
+    return HessianDiagonal(dict(zip(names, values, strict=True)), dict(zip(names, errors, strict=True)), step, path)
 
 
 _Found = tuple[list[Tensor], list[Tensor], float, str]
@@ -163,11 +164,6 @@ def _extrapolated(quotients: list[Tensor], rounding: float) -> tuple[Tensor, Ten
     return value, second + rounding + (value.abs() + first).where(unsettled, 0)
 
 
-def _power(step: float) -> float:
-    """The nearest power of two."""
-    return 2.0 ** round(math.log2(step))
-
-
 def directional_curvature(
     model: nn.Module,
     loss: Loss,
@@ -217,7 +213,7 @@ def directional_curvature(
         return losses.at(moved(length))
 
     if step is None:
-        first = _power(losses.eps ** (1 / 6) * losses.scale / moved.length)
+        first = power_of_two(losses.eps ** (1 / 6) * losses.scale / moved.length)
         quotient, spent = losses.best(lambda h: losses.bend(at, h), first, good=1e-9, forwards=forwards - 1)
     else:
         quotient, spent = losses.bend(at, step), 4

@@ -92,16 +92,16 @@ def _names(model: nn.Module, weights: Weights, prefix: str) -> tuple[str, ...]:
 def _chosen(
     parameters: Iterable[str | nn.Parameter], model: nn.Module, weights: Weights, names: tuple[str, ...]
 ) -> tuple[int, ...]:
-    places = {id(p): i for i, p in enumerate(weights.tensors)}
-    named = {name: places[id(p)] for name, p in model.named_parameters(remove_duplicate=False) if id(p) in places}
+    known = model.named_parameters(remove_duplicate=False)
+    named = {name: weights.places[id(p)] for name, p in known if id(p) in weights.places}
     chosen = []
     for wanted in parameters:
         if isinstance(wanted, str):
             if wanted not in named:
                 raise UnknownNameError(unknown("trainable parameter", wanted, named, of=type(model).__name__))
             chosen.append(named[wanted])
-        elif id(wanted) in places:
-            chosen.append(places[id(wanted)])
+        elif id(wanted) in weights.places:
+            chosen.append(weights.places[id(wanted)])
         else:
             raise DldwError(
                 f"parameters holds a tensor of shape {list(wanted.shape)} that is no trainable parameter of "

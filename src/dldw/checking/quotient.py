@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dldw.objective import Objective
+from dldw.slopes import power_of_two
 from dldw.weights import Weights
 
 Region = tuple[Sequence[int] | None, ...]
@@ -116,7 +117,7 @@ class Losses:
     @property
     def first_step(self) -> float:
         """The step at which truncation and rounding of a central difference balance: eps^(1/3) of a weight's size."""
-        return 2.0 ** round(math.log2(self.eps ** (1 / 3) * self.scale))
+        return power_of_two(self.eps ** (1 / 3) * self.scale)
 
     def quotient(self, direction: Direction, step: float) -> Quotient:
         """The slope along ``direction``; four forwards."""

@@ -12,6 +12,7 @@ from typing import Any, cast
 from dldw.compare.item import Identity, identity
 from dldw.compare.records import FORMAT, Record
 from dldw.errors import DldwError
+from dldw.files import replaced
 
 NAME = "results.jsonl"
 
@@ -196,15 +197,16 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         DldwError: It could not be written.
     """
-    part = path.with_name(path.name + ".part")
-    try:
+
+    def write(part: Path) -> None:
         with open(part, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+
+    try:
+        replaced(path, write)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise DldwError(
             f"{path} cannot be written: {error.strerror or error}. Make room or choose another place."
         ) from error

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dldw.compare.statistics import mean_interval, t95
 from dldw.objective import Objective
-from dldw.source import Batch, GradientSource, Loss
+from dldw.source import Batch, GradientSource, Loss, repeatable
 from dldw.weights import Weights
 
 SHORTEST, LONGEST, LENGTHS = 2.0**-14, 2.0**4, 37
@@ -53,7 +53,7 @@ class Drawing:
 
     def state(self) -> Tensor:
         """That of the source's generator; where it has made none yet, that of the one it will make."""
-        generator = self.source.generator or torch.Generator(self.weights[0].device).manual_seed(torch.initial_seed())
+        generator = self.source.generator or repeatable(self.weights[0].device)
         return generator.get_state()
 
 
@@ -173,7 +173,6 @@ class Steps:
         self._named = list(trainable(model).values())
         self._objective = Objective(model, loss, batch, Weights.of(model))
         self._objective.rewind()
-        self._places = {id(p): i for i, p in enumerate(self._objective.weights.tensors)}
         self._rates: Tensor | None = None
         self._rows: list[list[float]] = []
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -182,6 +181,7 @@ class Steps:
     def add(self, estimate: Tensor) -> None:
         """Tries all lengths along one more estimate [d]."""
         tensors: list[Tensor] = list(self._objective.weights.tensors)
+        places = self._objective.weights.places
         if self._rates is None:
             size = math.sqrt(sum(float(p.detach().double().square().sum()) for p in self._named)) or 1.0
             lengths = torch.logspace(math.log2(SHORTEST), math.log2(LONGEST), LENGTHS, base=2, dtype=torch.float64)
@@ -191,7 +191,7 @@ class Steps:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             for rate in self._rates.tolist():
                 for p, part in zip(self._named, parts, strict=True):
-                    tensors[self._places[id(p)]] = p - rate * part.view_as(p).to(p)
+                    tensors[places[id(p)]] = p - rate * part.view_as(p).to(p)
                 row.append(self._here - self._objective.any_mean_at(tensors))
         self._rows.append(row)
 

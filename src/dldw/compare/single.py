@@ -14,6 +14,7 @@ from dldw.compare.spec import parse
 from dldw.compare.terminal import plain
 from dldw.compare.train import train
 from dldw.errors import DldwError
+from dldw.files import replaced
 from dldw.learner import Learner
 from dldw.learners.forward_only import replay
 from dldw.runlog import digest, read
@@ -43,7 +44,7 @@ def train_and_save(target: str, method: str, out: Path, *, seed: int, budget: st
     if curve.reason in ("diverged", "error"):
         raise DldwError(f"training with {spec.label} failed, so nothing was saved: {curve.error}")
     metadata = {"task": target, "method": spec.label, "seed": str(seed)}
-    _save(out, lambda part: save_model(model, part, metadata=metadata))
+    _save(out, lambda part: save_model(model, str(part), metadata=metadata))
     plain(console, f"Weights: {out}")
 
 
@@ -68,12 +69,8 @@ def _require_file(out: Path) -> None:
         raise DldwError(f"weights cannot be saved as {out}: it must be a file in a directory that exists.")
 
 
-def _save(out: Path, write: Callable[[str], object]) -> None:
-    """Lets ``write`` make a file and moves it to ``out``, so that nothing is left half-written."""
-    part = out.with_name(out.name + ".part")
+def _save(out: Path, write: Callable[[Path], object]) -> None:
     try:
-        write(str(part))
-        part.replace(out)
+        replaced(out, write)
     except Exception as error:  # safetensors raises its own kind, which derives from Exception alone
-        part.unlink(missing_ok=True)
         raise DldwError(f"weights cannot be saved as {out}: {error}. Make room or choose another place.") from error

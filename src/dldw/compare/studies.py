@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dldw.compare.bounded import Bounding
@@ -73,6 +74,11 @@ class Study:
     companion: bool = False
 
 
+def _run(plan: Plan, spec: Spec, settings: Settings) -> tuple[str, Path | None, Spec, tuple[tuple[str, Any], ...]]:
+    """What every piece of work of a method begins with."""
+    return plan.target, plan.data, spec, frozen(spec.settings(settings))
+
+
 def _ordered(plan: Plan) -> list[Spec]:
     return ranked(plan.specs, FIRST)
 
@@ -106,7 +112,7 @@ def _trainings(
 ) -> list[Item]:
     return [
         Training(
-            plan.target, plan.data, spec, frozen(spec.settings(settings)), study=study, seed=seed,
+            *_run(plan, spec, settings), study=study, seed=seed,
             width=plan.task.width, factor=factor, forwards=forwards, per_decade=plan.budget.per_decade,
             stop_at_target=study != "curves", rows=spec.rows(settings),
         )
@@ -135,7 +141,7 @@ def _widths(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]
     budget = plan.budget
     return [
         Widening(
-            plan.target, plan.data, spec, frozen(spec.settings(settings)),
+            *_run(plan, spec, settings),
             width=max(2, int(cast(int, plan.task.width) * ratio)),
             seeds=budget.width_seeds, forwards=budget.width_forwards, per_decade=budget.per_decade,
         )
@@ -147,9 +153,7 @@ def _widths(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]
 def _estimates(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]:
     budget = plan.budget
     return [
-        Estimating(
-            plan.target, plan.data, spec, frozen(spec.settings(settings)), seed=seed, width=w, draws=budget.draws
-        )
+        Estimating(*_run(plan, spec, settings), seed=seed, width=w, draws=budget.draws)
         for spec in specs
         for w in plan.near
         for seed in range(budget.estimate_seeds)
@@ -177,7 +181,7 @@ def _far(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]:
     ]
     return sweeps + [
         Estimating(
-            plan.target, plan.data, spec, frozen(spec.settings(settings)), seed, width,
+            *_run(plan, spec, settings), seed, width,
             draws_at(size, plan.budget.draws), size,
         )
         for spec in specs
@@ -190,7 +194,7 @@ def _displacements(plan: Plan, specs: Sequence[Spec], settings: Settings) -> lis
     budget = plan.budget
     return [
         Displacing(
-            plan.target, plan.data, spec, frozen(spec.settings(settings)), seed=seed, width=plan.task.width,
+            *_run(plan, spec, settings), seed=seed, width=plan.task.width,
             steps=budget.displacements,
         )
         for spec in specs
@@ -214,12 +218,7 @@ def _at_home(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item
 
 def _insides(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]:
     budget = plan.budget
-    return [
-        Inside(
-            plan.target, plan.data, spec, frozen(spec.settings(settings)), 0, budget.inside_forwards, budget.per_decade
-        )
-        for spec in specs
-    ]
+    return [Inside(*_run(plan, spec, settings), 0, budget.inside_forwards, budget.per_decade) for spec in specs]
 
 
 def _samplings(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]:
@@ -273,7 +272,7 @@ def _exact(plan: Plan) -> list[Spec]:
 
 def _depths(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]:
     return [
-        Deepening(plan.target, plan.data, spec, frozen(spec.settings(settings)), depth, plan.budget.cost_seconds)
+        Deepening(*_run(plan, spec, settings), depth, plan.budget.cost_seconds)
         for spec in specs
         for depth in plan.task.depths
     ]
@@ -282,7 +281,7 @@ def _depths(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]
 def _bounded(plan: Plan, specs: Sequence[Spec], settings: Settings) -> list[Item]:
     return [
         Bounding(
-            plan.target, plan.data, spec, frozen(spec.settings(settings)), bound=cast(int, plan.task.memory_bound),
+            *_run(plan, spec, settings), bound=cast(int, plan.task.memory_bound),
             seeds=plan.seeds, forwards=plan.budget.forwards, per_decade=plan.budget.per_decade,
         )
         for spec in specs

@@ -55,14 +55,9 @@ def _sigmoid(a: Tensor, d: Tensor) -> Tensor:
     return grown.mul(s * torch.sigmoid(-a)).div_(grown.mul(s).add_(1))
 
 
-@elementwise("exp")
+@elementwise("exp", "expm1")
 def _exp(a: Tensor, d: Tensor) -> Tensor:
     return torch.expm1(d).mul_(a.exp())
-
-
-@elementwise("expm1")
-def _expm1(a: Tensor, d: Tensor) -> Tensor:
-    return _exp(a, d)
 
 
 @elementwise("log")

@@ -16,6 +16,7 @@ from dldw.directional import Directional
 from dldw.errors import DldwError
 from dldw.learners.forward_only import ForwardOnly, RecentMomentum
 from dldw.optim import NO_SCALER, Given, Learning, low_rank, made
+from dldw.runlog import LOG
 from dldw.source import Loss
 from dldw.update import Rounding
 from dldw.weights import Weights
@@ -27,8 +28,6 @@ except ModuleNotFoundError as error:
         f'ForwardOnlyTrainer needs {error.name}, which is not installed. Install it with: pip install "dldw[transformers]"'
     ) from error
 
-LOG = "forward_only.jsonl"
-"""The run log in ``output_dir``, which ``dldw.replay`` makes the trained weights from."""
 _log = logging.getLogger("dldw")
 
 

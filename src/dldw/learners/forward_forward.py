@@ -13,7 +13,7 @@ from dldw.errors import DldwError, NonFiniteLossError
 from dldw.learner import OptimizerName
 from dldw.learners.blockwise import BlockOptimizers
 from dldw.learners.goodness import ByGoodness, goodness, inputs_and_labels, with_label
-from dldw.source import Batch
+from dldw.source import Batch, repeatable
 from dldw.weights import Weights
 
 LocalLoss = Literal["goodness", "symba"]
@@ -96,7 +96,7 @@ class ForwardForward:
         weights.require_trainable()
         self.loss, self.threshold, self.alpha, self.lr, self.optimizer = loss, threshold, alpha, lr, optimizer
         self.model = ByGoodness(layers, classes)
-        self.generator = generator or torch.Generator(weights.device).manual_seed(torch.initial_seed())
+        self.generator = generator or repeatable(weights.device)
         self._optimizers = BlockOptimizers(lr, optimizer)
 
     def step(self, batch: Batch) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dldw.card import Card, Choice, Float
 from dldw.learner import Descent, OptimizerName, optimizer_over
 from dldw.nn.adapter import adapt
-from dldw.source import Batch, Loss
+from dldw.source import Batch, Loss, repeatable
 from dldw.sources.backprop import Backprop
 
 
@@ -70,7 +70,7 @@ class LoRA:
         generator: torch.Generator | None = None,
     ) -> None:
         self.model, self.rank = model, rank
-        drawn = generator or torch.Generator(next(model.parameters()).device).manual_seed(torch.initial_seed())
+        drawn = generator or repeatable(next(model.parameters(), torch.empty(0)).device)
         factors = adapt(model, rank, drawn)
         self._descent = Descent(
             model, Backprop(loss, checkpoint=checkpoint), optimizer_over(list(factors), lr=lr, optimizer=optimizer)

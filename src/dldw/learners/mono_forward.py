@@ -13,7 +13,7 @@ from dldw.learner import OptimizerName
 from dldw.learners.blockwise import BlockOptimizers
 from dldw.objective import Objective
 from dldw.readouts import Readouts, differentiable_loss_of, scores
-from dldw.source import Batch, Loss
+from dldw.source import Batch, Loss, repeatable
 from dldw.weights import Weights
 
 
@@ -70,7 +70,7 @@ class MonoForward:
         self.model, self.loss, self.lr, self.optimizer = model, loss, lr, optimizer
         weights = Weights.of(model)
         weights.require_trainable()
-        self.generator = generator or torch.Generator(weights.device).manual_seed(torch.initial_seed())
+        self.generator = generator or repeatable(weights.device)
         self._projections, self._optimizers = Readouts(), BlockOptimizers(lr, optimizer)
 
     def step(self, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dldw.errors import DldwError
 from dldw.learner import Descent
 from dldw.nn.rbm import RBM
-from dldw.source import GradientSource
+from dldw.source import GradientSource, repeatable
 from dldw.sources.contrastive_divergence import ContrastiveDivergence
 
 Progress = Callable[[Sequence[int], str], Iterable[int]]
@@ -104,7 +104,7 @@ class DeepBeliefNetwork(nn.Module):
         if epochs < 1 or batch_size < 1:
             raise DldwError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}.")
         next(iter(self)).require(data, "data")
-        generator = generator or torch.Generator(data.device).manual_seed(torch.initial_seed())
+        generator = generator or repeatable(data.device)
         errors, depth = [], len(self.rbms)
         for i, rbm in enumerate(self):
             learner = Descent(rbm, source(generator), optimizer(rbm.parameters()))

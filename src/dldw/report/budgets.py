@@ -97,7 +97,7 @@ def _equal(results: Results, name: str, study: str, batches: Mapping[str, tuple[
     for method, (rows, peak) in batches.items():
         runs = [of_run for (label, _), of_run in points.items() if label == method]
         last = [[e for e in run if e["seconds"] <= seconds][-1] for run in runs]
-        known = [float(v) for e in last if (v := _value(e, task["metric"])) is not None]
+        known = [v for e in last if (v := _value(e, task["metric"])) is not None]
         lost = sum(ends[key]["reason"] in ("diverged", "error") for key in ends if key[0] == method)
         metric = bootstrap(known) if known and not lost else None
         entries.append(Entry(method, rows, peak, metric, mean([e["step"] for e in last] or [0]), lost))
@@ -108,5 +108,5 @@ def _equal(results: Results, name: str, study: str, batches: Mapping[str, tuple[
 
 
 def _value(e: Evaluation, metric: str) -> float | None:
-    found: float | None = {**e}.get(metric)  # type: ignore[assignment]  # a metric may have a name of its own
-    return found
+    found = e.get(metric)  # a metric may have a name of its own
+    return float(found) if isinstance(found, int | float) else None

@@ -75,6 +75,11 @@ class Results:
         return next((t for t in self.tasks if t["task"] == asked), self.tasks[0] if self.tasks else None)
 
     @property
+    def task_name(self) -> str | None:
+        """The name of ``task``."""
+        return self.task["task"] if self.task else None
+
+    @property
     def labels(self) -> list[str]:
         """Every method that any record speaks of, the declared ones first."""
         declared = [m["method"] for m in self.methods]
@@ -236,7 +241,7 @@ def _last(rows: list[Any], key: Sequence[str]) -> list[Any]:
 
 def ends_of(results: Results, method: str | None, study: str = "curves", task: str | None = None) -> list[End]:
     """The finished runs of a method in one study, on the task asked for unless another is named."""
-    name = task or (results.task["task"] if results.task else None)
+    name = task or results.task_name
     return [e for e in results.ends if e["method"] == method and e["study"] == study and e["task"] == name]
 
 
@@ -250,13 +255,13 @@ def cost_of(results: Results, method: str | None) -> Cost | None:
 
 def depths_of(results: Results, method: str | None) -> list[Depth]:
     """What the gradients of a method cost at each depth, the shallowest first."""
-    name = results.task["task"] if results.task else None
+    name = results.task_name
     return sorted((d for d in results.depths if d["method"] == method and d["task"] == name), key=lambda d: d["depth"])
 
 
 def fit_of(results: Results, method: str) -> Fit | None:
     """The largest batch of a method within the bound of memory of the task asked for."""
-    name = results.task["task"] if results.task else None
+    name = results.task_name
     return next((f for f in results.fits if f["method"] == method and f["task"] == name), None)
 
 

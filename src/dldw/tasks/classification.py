@@ -43,7 +43,7 @@ class Classification(Task):
     def model(self, seed: int, width: int | None = None) -> nn.Module:
         return seeded(seed, lambda: self.network(width or self.width or 1))
 
-    def examples(self, split: str) -> Batch | None:
+    def examples(self, split: str) -> Batch:
         """The training examples stop before the validation split; ``rows_at_once`` of a split at most."""
         x, y = (t[: self._fitted] for t in self.train) if split == "train" else self.splits[split]
         return self.prepare(x[: self.rows_at_once]), y[: self.rows_at_once]

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dldw.errors import DldwError
+from dldw.files import replaced
 from dldw.source import Loss
 
 NAME = "pretrained.safetensors"
@@ -69,11 +70,9 @@ def _read(path: Path, recipe: str) -> Tensors | None:
 
 
 def _write(path: Path, recipe: str, weights: Tensors) -> None:
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, part, metadata={"recipe": recipe})
-        part.replace(path)
+        replaced(path, lambda part: save_file(weights, part, metadata={"recipe": recipe}))
     except (OSError, SafetensorError) as error:
         raise DldwError(
             f"the pretrained weights cannot be kept as {path}: {error}. Give another directory with --out, or --data."

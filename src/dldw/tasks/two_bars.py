@@ -55,7 +55,7 @@ class TwoBars(Task):
         while True:
             yield self.images[torch.randint(len(self.images), (self.batch_size,), generator=generator)]
 
-    def enumerable(self) -> tuple[nn.Module, Tensor] | None:
+    def enumerable(self) -> tuple[nn.Module, Tensor]:
         return self.model(0), self.images
 
     @torch.no_grad()

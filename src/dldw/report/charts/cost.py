@@ -21,7 +21,7 @@ from dldw.report.words import duration, significant, size, times
 def _costs(results: Results) -> list[Cost]:
     """What a step costs, of every method on every task at its own width, the task asked for first."""
     found = [c for m in results.labels if (c := cost_of(results, m)) is not None]
-    own = results.task["task"] if results.task else None
+    own = results.task_name
     rest = {(c["method"], c["task"]): c for c in results.costs if c["task"] != own}
     return found + [c for t in results.tasks for m in results.labels if (c := rest.get((m, t["task"]))) is not None]
 

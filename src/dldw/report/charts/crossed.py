@@ -13,7 +13,7 @@ from dldw.report.words import percent
 
 def crossed(results: Results) -> Chart | None:
     """The table of accuracies: a row for each way of training, a column for each way of evaluating."""
-    kit, name = Kit(results), results.task["task"] if results.task else None
+    kit, name = Kit(results), results.task_name
     rows: list[Row] = [
         {
             **{k: c[k] for k in ("trained", "evaluated", "steps", "accuracy", "published")},

@@ -99,7 +99,7 @@ def _rows(results: Results, names: tuple[str, ...]) -> list[Row]:
         own = thin(own)
         own[-1]["last"] = True
         rows += own
-    asked = results.task["task"] if results.task else None
+    asked = results.task_name
     return sorted(rows, key=lambda r: bool(r["task"] != asked))
 
 

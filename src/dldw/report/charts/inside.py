@@ -16,7 +16,7 @@ SHARES = {"all weights": "angle", "first layer": "first"}
 
 def insides_of(results: Results) -> list[Inside]:
     """Those on the task of the run, one for each method, in the order of the methods."""
-    kit, name = Kit(results), results.task["task"] if results.task else None
+    kit, name = Kit(results), results.task_name
     first = {i["method"]: i for i in reversed(results.insides) if i["task"] == name and i["method"] in kit.labels}
     return sorted(first.values(), key=lambda i: kit.rank(i["method"]))
 

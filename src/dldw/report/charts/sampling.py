@@ -11,7 +11,7 @@ from dldw.report.words import list_of, number
 
 def sampling(results: Results) -> Chart | None:
     """Cosine and norm of the mean estimate against the exact gradient, over training."""
-    kit, name = Kit(results), results.task["task"] if results.task else None
+    kit, name = Kit(results), results.task_name
     rows: list[Row] = [{**s} for s in results.samplings if s["task"] == name]
     if not rows:
         return None

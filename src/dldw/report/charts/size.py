@@ -105,7 +105,7 @@ def failures(results: Results) -> Chart | None:
     """The share of runs that missed the target over learning rate × method."""
     kit = Kit(results)
     table: dict[tuple[str, float], list[Any]] = defaultdict(list)
-    name = results.task["task"] if results.task else None
+    name = results.task_name
     for e in results.ends:
         if e["study"] == "learning-rate" and e["task"] == name:
             table[e["method"], e["factor"]].append(e)

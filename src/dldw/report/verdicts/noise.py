@@ -75,7 +75,7 @@ def noise(results: Results) -> Verdict:
 
 
 def _biases(results: Results) -> list[Any]:
-    name = results.task["task"] if results.task else None
+    name = results.task_name
     return [b for b in results.biases if b["task"] == name]
 
 

@@ -104,7 +104,7 @@ def _criterion(steps: _Steps, criterion: str) -> str:
 
 def _followed(results: Results, methods: list[str]) -> list[_Steps]:
     """The mean cosine over points of each method; its interval follows from those at the points."""
-    asked, found = results.task["task"] if results.task else None, []
+    asked, found = results.task_name, []
     for method in methods:
         rows = [r for r in results.displacements if r["method"] == method]
         rows.sort(key=lambda r: r["task"] != asked)

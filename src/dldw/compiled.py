@@ -16,19 +16,24 @@ from torch.utils._device import DeviceContext
 from dldw.perturbed import StandIn
 
 
-def as_written(model: nn.Module, tensors: Sequence[Tensor], *, always: bool = False) -> AbstractContextManager[None]:
-    """Inside, compiled code runs as it was written, if something meets its operations one by one: a stand-in for a weight
-    among ``tensors``, or a torch function mode. A warning says so once for each compiled model.
+def met_one_by_one(tensors: Sequence[Tensor]) -> bool:
+    """Whether something meets the operations of a model one by one: a stand-in for a weight among ``tensors``, or a torch
+    function mode. Compiled code would meet these while it is traced and never again."""
+    for t in tensors:  # in the path of every loss, so not any(...), which makes a generator
+        if isinstance(t, StandIn):
+            return True
+    if not torch._C._len_torch_function_stack():
+        return False
+    return any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
 
-    Compiled code would meet these while it is traced and never again. Weights that are plain tensors run compiled.
 
-    Args:
-        model: What runs.
-        tensors: What its ``forward`` reads in place of its weights.
-        always: Whatever ``tensors`` are: forward mode has no rules for the kernels that compilers make.
+def as_written(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, compiled code runs as it was written. A warning says so once for each compiled model.
+
+    It is what ``met_one_by_one`` asks for, and forward mode, which has no rules for the kernels that compilers make.
     """
-    if "torch._dynamo" not in sys.modules or not (always or _met(tensors)):
-        return nullcontext()
+    if "torch._dynamo" not in sys.modules:
+        return _AS_IT_IS
     if model not in _warned and any(map(_is_compiled, model.modules())):
         _warned.add(model)
         warnings.warn(
@@ -41,17 +46,12 @@ def as_written(model: nn.Module, tensors: Sequence[Tensor], *, always: bool = Fa
     return stance
 
 
-def _met(tensors: Sequence[Tensor]) -> bool:
-    if any(isinstance(t, StandIn) for t in tensors):
-        return True
-    return any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
-
-
 def _is_compiled(module: nn.Module) -> bool:
     return module._compiled_call_impl is not None or isinstance(module, torch._dynamo.OptimizedModule)
 
 
 _warned: WeakSet[nn.Module] = WeakSet()
+_AS_IT_IS = nullcontext()
 
 
 def forwards_alone(model: nn.Module, checkpointed: Sequence[nn.Module]) -> AbstractContextManager[None]:
@@ -64,9 +64,9 @@ def forwards_alone(model: nn.Module, checkpointed: Sequence[nn.Module]) -> Abstr
         model: What runs.
         checkpointed: Its modules with an attribute ``gradient_checkpointing``, as those of Hugging Face have it.
     """
-    modules = [module for module in checkpointed if module.gradient_checkpointing]
+    modules = [module for module in checkpointed if module.gradient_checkpointing] if checkpointed else []
     if not modules and not torch.is_inference_mode_enabled():
-        return nullcontext()
+        return _AS_IT_IS
     if modules and model not in _unchecked:
         _unchecked.add(model)
         warnings.warn(

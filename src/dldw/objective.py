@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from dldw.compiled import as_written
+from dldw.compiled import as_written, met_one_by_one
 from dldw.errors import DldwError, NonFiniteLossError
 from dldw.weights import Weights
 
@@ -52,8 +52,10 @@ class Objective:
             if self.weights.buffers:
                 self._put_scratch_buffers()
             self.weights.put(tensors)
-            with as_written(self.model, tensors):
-                return self._call()
+            if met_one_by_one(tensors):
+                with as_written(self.model):
+                    return self._call()
+            return self._call()
         finally:
             self.weights.restore()
             if self.weights.buffers:
@@ -141,7 +143,7 @@ class Objective:
         """
         self._random.rewind()
         scratch = bool(self.weights.buffers) and not plain
-        with as_written(self.model, (), always=True), plain_kernels(self.model), forward_ad.dual_level():
+        with as_written(self.model), plain_kernels(self.model), forward_ad.dual_level():
             try:
                 if scratch:
                     self._put_scratch_buffers()

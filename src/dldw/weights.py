@@ -80,8 +80,8 @@ class Weights:
         self.places = {id(p): i for i, p in enumerate(self.tensors)}
         """Where each of ``tensors`` is, by its ``id``."""
         self._sizes = [p.numel() for p in self.tensors]
-        self._dtypes = [p.dtype for p in self.tensors]
-        dtypes = set(self._dtypes)
+        self._typed = [(p, p.dtype) for p in self.tensors]
+        dtypes = {dtype for _, dtype in self._typed}
         self.dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.float32
         """The widest dtype among them."""
         self._mixed = len(dtypes) > 1
@@ -93,7 +93,7 @@ class Weights:
         for container, key, value in self._members:
             if container.get(key) is not value:
                 return False
-        for p, dtype in zip(self.tensors, self._dtypes, strict=True):
+        for p, dtype in self._typed:
             if not p.requires_grad or p.dtype is not dtype:
                 return False
         return not any(p.requires_grad for p in self._frozen)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 import dldw as package
 from dldw.compare.results import read
+from dldw.compare.run import interrupts_held
 from dldw.compare.summary import summarise
 from dldw.compare.terminal import TerminalProgress, cells, show
 from tests.harness import dldw, environment, lines
@@ -206,6 +207,18 @@ def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     done = dldw("compare", "--budget", "quick", "--out", str(tmp_path / "file"))
     assert done.returncode == 2
     assert re.match(r"dldw: results cannot be written to .*/file: File exists. Give another directory", done.stderr)
+
+
+def test_workers_that_are_being_started_do_not_see_control_c() -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))",
+    ]
+    with interrupts_held():
+        inside = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    after = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert (inside, after) == ("True\n", "False\n")
 
 
 def test_control_c_says_how_to_go_on(tmp_path: Path) -> None:

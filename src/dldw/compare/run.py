@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -136,10 +137,9 @@ def _work(name: str, items: Sequence[Item], results: Results, jobs: int, progres
         try:
             while True:
                 for item in queue:
-                    running[pool.submit(_do, item)] = item
-                    if (
-                        len(running) > jobs
-                    ):  # one in waiting for each that ends; the rest stay here, to be stopped at once
+                    with interrupts_held():  # it may start a worker
+                        running[pool.submit(_do, item)] = item
+                    if len(running) > jobs:  # one waits for each that ends; the rest stay here, to be stopped at once
                         break
                 if not running:
                     return
@@ -169,6 +169,20 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
             child.terminate()
         raise
     pool.shutdown()
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Inside, Ctrl-C waits; processes that are started never see it, so that none can be hit before it is prepared."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which lets Ctrl-C through again where it has to be started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _prepare_worker() -> None:

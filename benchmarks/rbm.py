@@ -46,6 +46,10 @@ def limit(batch: int) -> Step:
 
 
 def ours(batch: int) -> Step:
+    return dldw.Descent(dldw.nn.RBM(VISIBLE, HIDDEN), dldw.ContrastiveDivergence(), RATE).step
+
+
+def with_optimizer(batch: int) -> Step:
     rbm = dldw.nn.RBM(VISIBLE, HIDDEN)
     return dldw.Descent(rbm, dldw.ContrastiveDivergence(), torch.optim.SGD(rbm.parameters(), lr=RATE)).step
 
@@ -109,6 +113,7 @@ def rbms(batch: int) -> Step:
 CONTENDERS: dict[str, Callable[[int], Step]] = {
     "matrix products": limit,
     "dldw": ours,
+    "dldw, SGD of torch.optim": with_optimizer,
     "dldw, gradient alone": source_alone,
     "scikit-learn float32": scikit_learn(np.float32),
     "scikit-learn float64": scikit_learn(np.float64),

@@ -309,6 +309,22 @@ def test_estimate_is_the_gradient_of_the_free_energies_of_both_phases(units, set
     assert (gradients(rbm) - wanted).abs().max() > 0  # added to what .grad held
 
 
+@pytest.mark.parametrize("frozen", [None, "weight", "hidden_bias", "visible_bias"])
+@pytest.mark.parametrize("units", ["bernoulli", "gaussian"])
+def test_plain_descent_moves_every_parameter_as_sgd_does(units, frozen):
+    v, ends = torch.rand(7, 4, dtype=DOUBLE, generator=seeded()), []
+    for plain in (True, False):
+        rbm = machine(visible_units=units, **({"learn_variance": True} if units == "gaussian" else {}))
+        if frozen:
+            rbm.get_parameter(frozen).requires_grad_(False)
+        descent = 0.1 if plain else torch.optim.SGD(rbm.parameters(), lr=0.1)
+        learner = dldw.Descent(rbm, dldw.ContrastiveDivergence(generator=seeded()), descent)
+        for _ in range(3):
+            learner.step(v)
+        ends.append(torch.cat([p.detach().flatten() for p in rbm.parameters()]))
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-13)
+
+
 def test_a_last_batch_of_another_size_counts_as_it_should_where_that_of_scikit_learn_does_not():
     from sklearn.neural_network import BernoulliRBM
 
@@ -385,11 +401,11 @@ def test_run_that_is_resumed_equals_one_that_was_not_bit_for_bit(settings):
         assert torch.equal(p, q)
 
 
-def learnt(v, penalty=None, complete=None, **settings):
+def learnt(v, penalty=None, complete=None, lr=0.5, **settings):
     torch.manual_seed(0)
     rbm = dldw.nn.RBM(16, 8)
     source = dldw.ContrastiveDivergence(**settings, generator=seeded())
-    optimizer = torch.optim.SGD(rbm.parameters(), lr=0.5, momentum=0.5)
+    optimizer = torch.optim.SGD(rbm.parameters(), lr=lr, momentum=0.5)
     for _ in range(400):
         optimizer.zero_grad()
         source(rbm, complete(rbm) if complete else v)
@@ -399,7 +415,7 @@ def learnt(v, penalty=None, complete=None, **settings):
     return rbm
 
 
-@pytest.mark.parametrize("settings", [{}, {"persistent": True, "chains": 200}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"persistent": True, "chains": 200, "lr": 0.2}], ids=str)
 def test_bars_become_likelier(settings):
     v = bars()
     untrained = dldw.nn.RBM(16, 8).log_likelihood(v).mean

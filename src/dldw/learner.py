@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -46,7 +47,11 @@ class Descent:
     Args:
         model: The model to train.
         source: Where dL/dw comes from.
-        optimizer: Any optimizer of ``torch.optim`` over the model's parameters.
+        optimizer: Any optimizer of ``torch.optim`` over the model's parameters; or a learning rate, for plain descent without
+            an optimizer, which some sources do without storing a gradient (``GradientSource.descend``).
+
+    Raises:
+        DldwError: A learning rate that is not positive and finite.
 
     Example:
         >>> import torch, dldw
@@ -57,28 +62,36 @@ class Descent:
         True
     """
 
-    def __init__(self, model: nn.Module, source: GradientSource, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: nn.Module, source: GradientSource, optimizer: torch.optim.Optimizer | float) -> None:
+        if isinstance(optimizer, float | int) and not 0 < optimizer < math.inf:
+            raise DldwError(f"a learning rate must be positive and finite, got {optimizer}; 0.01 is a usual start.")
         self.model, self.source, self.optimizer = model, source, optimizer
 
     def step(self, batch: Batch) -> Tensor:
-        """One gradient estimate and one optimizer step; returns the detached loss, shape []."""
+        """One gradient estimate and one step along it; returns the detached loss, shape []."""
+        if isinstance(self.optimizer, float | int):
+            return self.source.descend(self.model, batch, self.optimizer)
         self.optimizer.zero_grad()
         loss = self.source(self.model, batch)
         self.optimizer.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of model, optimizer and source."""
+        """The states of model, optimizer (or the learning rate) and source."""
+        plain = isinstance(self.optimizer, float | int)
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer if plain else self.optimizer.state_dict(),
             "source": self.source.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` gave."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if isinstance(self.optimizer, float | int):
+            self.optimizer = state["optimizer"]
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.source.load_state_dict(state["source"])
 
 

@@ -150,6 +150,17 @@ def adds_to_what_grad_holds(make: Make) -> None:
         raise AssertionError("normalised estimates were accumulated without an error")
 
 
+def descends_by_what_it_estimates(make: Make) -> None:
+    """``descend`` moves the weights by -lr times the estimate, and leaves no gradient, whatever ``.grad`` held."""
+    problem = home(make)
+    before, ghat = [p.detach().clone() for p in problem.trainable], estimate(make, problem)
+    loss = make(problem.loss, seeded()).descend(problem.model, problem.batch, 0.1)
+    assert loss.shape == () and not loss.requires_grad, "descend returns the detached loss"
+    assert all(p.grad is None for p in problem.trainable), "descend leaves a gradient"
+    expected = [p - 0.1 * g for p, g in zip(before, ghat, strict=True)]
+    assert close(list(problem.trainable), expected), "descend moves the weights by something else than -lr * ghat"
+
+
 def micro_batches_add_up_to_their_union(make: Make) -> None:
     """The estimates of two halves, drawn alike, add up to twice that of the whole; needs an additive source.
 
@@ -635,6 +646,7 @@ def in_any_mode(make: Make) -> Make:
 
 CHECKS = [
     adds_to_what_grad_holds,
+    descends_by_what_it_estimates,
     micro_batches_add_up_to_their_union,
     gives_every_trainable_weight_its_shape_and_type,
     leaves_frozen_weights_alone,
@@ -658,6 +670,7 @@ CHECKS = [
 
 LOSS_FREE_CHECKS = [
     adds_to_what_grad_holds,
+    descends_by_what_it_estimates,
     gives_every_trainable_weight_its_shape_and_type,
     frozen_weights_decide_nothing,
     leaves_weights_bit_identical_wherever_it_is_stopped,

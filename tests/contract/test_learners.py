@@ -50,16 +50,25 @@ def assert_resumes(make, name):
         assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "plain"])
 @pytest.mark.parametrize("source", [*SOURCES, *LOSS_FREE], ids=str)
 def test_descent_resumed_equals_uninterrupted_bit_for_bit(source, optimizer):
     def make(problem: Problem, seed: int) -> dldw.Descent:
         made = source(problem.loss, seeded(seed))
+        if optimizer == "plain":
+            return dldw.Descent(problem.model, made, 0.01 * seed)  # the state holds the rate
         return dldw.Descent(
             problem.model, made, make_optimizer(problem.model, lr=0.01, optimizer=optimizer, momentum=0.9)
         )
 
     assert_resumes(make, source.method)
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, float("inf"), float("nan")])
+def test_rate_that_no_descent_has(rate):
+    problem = problems.mlp()
+    with pytest.raises(dldw.DldwError, match="a learning rate must be positive and finite, got"):
+        dldw.Descent(problem.model, dldw.Backprop(problem.loss), rate)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -169,8 +169,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         with torch.no_grad():
             self.rbm_.weight.normal_(std=0.01, generator=self._generator)
         source = ContrastiveDivergence(self.k, persistent=self.persistent, generator=self._generator)
-        optimizer = torch.optim.SGD(self.rbm_.parameters(), lr=self.learning_rate)
-        self._learner = Descent(self.rbm_, source, optimizer)
+        self._learner = Descent(self.rbm_, source, self.learning_rate)
         self._base = self.rbm_.units.bias_of(X.mean(0))
 
     def _finish(self) -> BernoulliRBM:

@@ -78,10 +78,10 @@ class Descent:
 
     def state_dict(self) -> dict[str, Any]:
         """The states of model, optimizer (or the learning rate) and source."""
-        plain = isinstance(self.optimizer, float | int)
+        rate = self.optimizer
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer if plain else self.optimizer.state_dict(),
+            "optimizer": rate if isinstance(rate, float | int) else rate.state_dict(),
             "source": self.source.state_dict(),
         }
 

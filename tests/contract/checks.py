@@ -155,7 +155,8 @@ def descends_by_what_it_estimates(make: Make) -> None:
     problem = home(make)
     before, ghat = [p.detach().clone() for p in problem.trainable], estimate(make, problem)
     loss = make(problem.loss, seeded()).descend(problem.model, problem.batch, 0.1)
-    assert loss.shape == () and not loss.requires_grad, "descend returns the detached loss"
+    assert loss.shape == (), "descend returns the mean loss"
+    assert not loss.requires_grad, "descend returns the loss with its graph"
     assert all(p.grad is None for p in problem.trainable), "descend leaves a gradient"
     expected = [p - 0.1 * g for p, g in zip(before, ghat, strict=True)]
     assert close(list(problem.trainable), expected), "descend moves the weights by something else than -lr * ghat"

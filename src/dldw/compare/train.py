@@ -126,7 +126,7 @@ def train(
 
 def _falling(learner: Learner, steps: int) -> torch.optim.lr_scheduler.LRScheduler | None:
     """The learning rate of a gradient source's optimizer falls along a cosine to nothing at the last step."""
-    if not isinstance(learner, Descent) or not steps:
+    if not isinstance(learner, Descent) or isinstance(learner.optimizer, float | int) or not steps:
         return None
     return torch.optim.lr_scheduler.LambdaLR(learner.optimizer, lambda s: (1 + math.cos(math.pi * s / steps)) / 2)
 

@@ -88,7 +88,7 @@ class ContrastiveDivergence(GradientSource):
         return self._learn(model, batch, _add_to_grad)
 
     def descend(self, model: nn.Module, batch: Batch, lr: float) -> Tensor:
-        """See ``GradientSource.descend``: the products that the gradient consists of are added to the weights as they are made."""
+        """See ``GradientSource.descend``: the products that the gradient consists of are added to the weights themselves."""
 
         def add_to_weight(p: nn.Parameter, left: Tensor, right: Tensor) -> None:
             p.view(len(left), -1).addmm_(left, right, alpha=-lr)

@@ -50,7 +50,7 @@ def sigma(results: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> l
     """The recommended sigma of each model and dtype, and what it took off the loss beside the usual one."""
     lines = [
         "**Recommended, and what it buys.** SPSA with two directions and "
-        f"{results[0]['forwards']:,} forwards, each sigma with the best of three learning rates; off the loss: the median",
+        f"{results[0]['forwards']:,} forwards, each sigma with the best of six learning rates; off the loss: the median",
         f"over seeds, and their range (`python -m benchmarks.sigma_table`, torch {machine['torch']}).",
         "",
         _line(

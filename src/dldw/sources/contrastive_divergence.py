@@ -91,7 +91,7 @@ class ContrastiveDivergence(GradientSource):
         """See ``GradientSource.descend``: the products that the gradient consists of are added to the weights themselves."""
 
         def add_to_weight(p: nn.Parameter, left: Tensor, right: Tensor) -> None:
-            p.view(len(left), -1).addmm_(left, right, alpha=-lr)
+            _add_product(p, left, right, -lr)
             p.grad = None
 
         return self._learn(model, batch, add_to_weight)
@@ -201,7 +201,7 @@ class _Phases:
 
     def add_gradient(self, rbm: RBM, add: _Add) -> None:
         """Adds the difference of the gradients of F, the weights last, as the others are made from them; ``h`` is spent."""
-        scaled, share, units = rbm.units.scaled(self.v), self.share.t(), rbm.units
+        scaled, share, units = rbm.units.scaled(self.v), self.share.view(-1), rbm.units
         if rbm.hidden_bias.requires_grad:
             add(rbm.hidden_bias, share, self.h)
         h = self.h.mul_(self.share)
@@ -215,14 +215,21 @@ class _Phases:
 
 
 _Add = Callable[[nn.Parameter, Tensor, Tensor], None]
-"""Adds a product of matrices, which is the gradient, to where it belongs."""
+"""Adds a product, of a vector or a matrix with a matrix, to where the gradient belongs."""
 
 
 def _add_to_grad(p: nn.Parameter, left: Tensor, right: Tensor) -> None:
     if p.grad is None:
-        p.grad = torch.mm(left, right).view_as(p)
+        p.grad = torch.mv(right.t(), left) if left.ndim == 1 else torch.mm(left, right)
     else:
-        p.grad.view(len(left), -1).addmm_(left, right)
+        _add_product(p.grad, left, right, 1.0)
+
+
+def _add_product(out: Tensor, left: Tensor, right: Tensor, factor: float) -> None:
+    if left.ndim == 1:
+        out.addmv_(right.t(), left, alpha=factor)
+    else:
+        out.addmm_(left, right, alpha=factor)
 
 
 def _machine(model: nn.Module) -> RBM:

@@ -222,7 +222,10 @@ def test_workers_that_are_being_started_do_not_see_control_c() -> None:
 
 
 def test_control_c_says_how_to_go_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from dldw.cli import main\nmain()", *QUICK, "--out", "here"]
+    heard = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # not so in a shell's background
+    )
+    command = [sys.executable, "-c", heard + "from dldw.cli import main\nmain()", *QUICK, "--out", "here"]
     process = subprocess.Popen(
         command,
         cwd=tmp_path,

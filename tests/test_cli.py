@@ -222,9 +222,8 @@ def test_workers_that_are_being_started_do_not_see_control_c() -> None:
 
 
 def test_control_c_says_how_to_go_on(tmp_path: Path) -> None:
-    heard = (
-        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # not so in a shell's background
-    )
+    # a shell has what it starts in the background ignore Ctrl-C, and this test with it
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     command = [sys.executable, "-c", heard + "from dldw.cli import main\nmain()", *QUICK, "--out", "here"]
     process = subprocess.Popen(
         command,
@@ -240,7 +239,9 @@ def test_control_c_says_how_to_go_on(tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to every process of the group
-    _, err = process.communicate(timeout=60)  # three seconds where nothing else runs; it is not to hang
+    start = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - start < 10
     assert process.returncode == 130
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -143,7 +143,7 @@ Back = Callable[[Call, Tensor, Tensor, bool], Tensor | None]
 def with_backward(call: Call, back: Back) -> Tensor:
     """The output of a call whose input gets what ``back`` says; weight and bias get their gradients as ever."""
     arguments = call.input, call.weight, call.bias, call, back
-    out: Tensor = _WithBackward.apply(*arguments)  # type: ignore[no-untyped-call]  # torch left its functions untyped
+    out: Tensor = cast(Any, _WithBackward).apply(*arguments)
     return out
 
 

@@ -17,6 +17,7 @@ from dldw.nn.likelihood import exact_log_partition
 from dldw.nn.rbm import RBM
 from dldw.nn.units import GaussianUnits, bernoulli
 from dldw.source import Batch, GradientSource
+from dldw.weights import add_to_grad
 
 
 class ContrastiveDivergence(GradientSource):
@@ -85,18 +86,13 @@ class ContrastiveDivergence(GradientSource):
         keep_freed_memory()
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._learn(model, batch, _add_to_grad)
+        return self._learn(model, batch, None)
 
     def descend(self, model: nn.Module, batch: Batch, lr: float) -> Tensor:
-        """See ``GradientSource.descend``: the products that the gradient consists of are added to the weights themselves."""
+        """See ``GradientSource.descend``: the product that the gradient of W is goes into W itself."""
+        return self._learn(model, batch, lr)
 
-        def add_to_weight(p: nn.Parameter, left: Tensor, right: Tensor) -> None:
-            _add_product(p, left, right, -lr)
-            p.grad = None
-
-        return self._learn(model, batch, add_to_weight)
-
-    def _learn(self, model: nn.Module, batch: Batch, add: _Add) -> Tensor:
+    def _learn(self, model: nn.Module, batch: Batch, lr: float | None) -> Tensor:
         weights, rbm = self._prepare(model), _machine(model)
         v = _examples(rbm, batch)
         generator = self._generator_on(weights.device)
@@ -108,7 +104,7 @@ class ContrastiveDivergence(GradientSource):
                     f"the reconstruction error is {error}: the weights are not finite, or far too large; .grad is as it was. "
                     "Lower the learning rate, or standardise the data of Gaussian units."
                 )
-            phases.add_gradient(rbm, add)
+            phases.add_gradient(rbm, lr)
             if self.persistent:
                 self._state = state
         return torch.scalar_tensor(error, dtype=v.dtype, device=v.device)
@@ -199,37 +195,29 @@ class _Phases:
         kept, same = self.v_data, self.h_model.shape == (chains, hidden)
         return same and kept.shape == v.shape and kept.dtype == v.dtype and kept.device == v.device
 
-    def add_gradient(self, rbm: RBM, add: _Add) -> None:
-        """Adds the difference of the gradients of F, the weights last, as the others are made from them; ``h`` is spent."""
-        scaled, share, units = rbm.units.scaled(self.v), self.share.view(-1), rbm.units
-        if rbm.hidden_bias.requires_grad:
-            add(rbm.hidden_bias, share, self.h)
-        h = self.h.mul_(self.share)
-        if isinstance(units, GaussianUnits) and units.log_variance.requires_grad:
-            moments = (self.v - rbm.visible_bias).square() / 2 * self.share - (h @ rbm.weight) * self.v
-            add(units.log_variance, torch.ones_like(share), moments * torch.exp(-units.log_variance))
-        if rbm.visible_bias.requires_grad:
-            add(rbm.visible_bias, share, scaled)
-        if rbm.weight.requires_grad:
-            add(rbm.weight, h.t(), scaled)
+    def add_gradient(self, rbm: RBM, lr: float | None) -> None:
+        """Adds the difference of the gradients of F to ``.grad``, or -lr times it to the parameters; ``h`` is spent."""
+        h, scaled, share = self.h.mul_(self.share), rbm.units.scaled(self.v), self.share.view(-1)
+        if isinstance(rbm.units, GaussianUnits):  # first, as it is made from the others
+            z, b = rbm.units.log_variance, rbm.visible_bias
+            _add(
+                z, lambda: (share @ (self.v - b).square() / 2 - ((h @ rbm.weight) * self.v).sum(0)) * torch.exp(-z), lr
+            )
+        _add(rbm.visible_bias, lambda: torch.mv(scaled.t(), share), lr)
+        _add(rbm.hidden_bias, lambda: h.sum(0), lr)
+        if lr is None or not rbm.weight.requires_grad:
+            _add(rbm.weight, lambda: torch.mm(h.t(), scaled), lr)
+        else:
+            rbm.weight.addmm_(h.t(), scaled, alpha=-lr).grad = None
 
 
-_Add = Callable[[nn.Parameter, Tensor, Tensor], None]
-"""Adds a product, of a vector or a matrix with a matrix, to where the gradient belongs."""
-
-
-def _add_to_grad(p: nn.Parameter, left: Tensor, right: Tensor) -> None:
-    if p.grad is None:
-        p.grad = torch.mv(right.t(), left) if left.ndim == 1 else torch.mm(left, right)
+def _add(p: nn.Parameter, gradient: Callable[[], Tensor], lr: float | None) -> None:
+    if not p.requires_grad:
+        return
+    if lr is None:
+        add_to_grad(p, gradient())
     else:
-        _add_product(p.grad, left, right, 1.0)
-
-
-def _add_product(out: Tensor, left: Tensor, right: Tensor, factor: float) -> None:
-    if left.ndim == 1:
-        out.addmv_(right.t(), left, alpha=factor)
-    else:
-        out.addmm_(left, right, alpha=factor)
+        p.sub_(gradient(), alpha=lr).grad = None
 
 
 def _machine(model: nn.Module) -> RBM:

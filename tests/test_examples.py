@@ -50,6 +50,15 @@ def test_a_sigma_that_drowns_in_bfloat16_is_told_from_the_one_that_is_recommende
     assert losses[1][0] > 2 * losses[1][2]
 
 
+def test_three_mistakes_in_a_backward_pass_are_found_where_they_are() -> None:
+    said = ran("wrong_backward.py")
+    column, product, total, none = said.split("--- mistake: ")[1:]
+    assert "w: wrong in column [:, 15].\n  It looks zero." in column
+    assert re.findall(r"^  (\S+) .* wrong ", product, re.M) == ["v", "embed.weight", "embed.bias"]
+    assert "likely cause: all that is used up to embed.bias is wrong, and nothing from w on" in total
+    assert none.startswith("none\nright: ")
+
+
 def test_a_custom_op_without_a_term_of_its_derivative_is_found_and_the_right_one_passes() -> None:
     said = ran("check_custom_op.py", "--python")
     wrong, right = said.split("--- backward pass")[1:]

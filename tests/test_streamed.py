@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,45 @@ def test_states_differ_where_seeds_of_32_bits_would_be_equal():
         wind(b, (1, 2), counter)
         assert torch.equal(torch.randn(20, generator=a), torch.randn(20, generator=b))
     assert len(first) == 1 << 10
+
+
+@pytest.mark.parametrize("count", [100, 1 << 18])
+def test_normal_numbers_follow_their_distribution(count):
+    z = noise.normal(torch.empty(count, dtype=torch.float64), torch.Generator().manual_seed(0)).sort().values
+    distance = (torch.special.ndtr(z) - (torch.arange(count) + 0.5) / count).abs().max()  # Kolmogorov and Smirnov's
+    assert distance < 2 / math.sqrt(count)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_table_of_normal_numbers_has_their_moments(dtype):
+    table, fine = noise._normal_table(dtype).double(), torch.finfo(dtype).eps
+    assert torch.equal(table, -table.flip(0))
+    assert table.square().mean() == pytest.approx(1, abs=fine)
+    assert (table**4).mean() == pytest.approx(3, abs=3e-4 + fine)
+
+
+@pytest.mark.parametrize("shape", [(1 << 16,), (3, 30_001)], ids=str)
+def test_what_is_drawn_is_the_same_for_the_same_state_wherever_it_is_written(shape):
+    def drawn(out):
+        generator = torch.Generator().manual_seed(7)
+        return noise.normal(out, generator).clone(), noise.draw_words(out.numel(), out.device, generator)
+
+    (z, words), (spread, same) = drawn(torch.empty(shape)), drawn(torch.empty(*shape, 2)[..., 0])
+    assert torch.equal(z, spread)
+    assert torch.equal(words, same)
+    generator = torch.Generator().manual_seed(7)
+    first, second = (noise.normal(torch.empty(shape), generator) for _ in range(2))
+    assert torch.equal(first, z)
+    assert not torch.equal(first, second)
+
+
+def test_all_bits_of_drawn_words_are_fair():
+    for count in (noise._MANY - 1, noise._MANY):
+        bits = np.unpackbits(
+            noise.draw_words(count, torch.device("cpu"), torch.Generator().manual_seed(3)).numpy().view(np.uint8)
+        )
+        ones = bits.reshape(count, 64).mean(0)
+        assert abs(ones - 0.5).max() < 5 * 0.5 / math.sqrt(count)
 
 
 def test_signs_are_the_bits_of_the_words():

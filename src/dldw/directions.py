@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dldw.errors import DldwError
 from dldw.moved import DenseMoved, Scales, Stacked
-from dldw.noise import Rows, signs
+from dldw.noise import Rows, normal, signs
 from dldw.weights import Weights, add_to_grad
 
 
@@ -96,7 +96,7 @@ class Gaussian(_Random):
     """z ~ N(0, I)."""
 
     def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
-        z = _empty(weights, stop - start).normal_(generator=generator)
+        z = normal(_empty(weights, stop - start), generator)
         return Dense(weights, z, stop - start)
 
 
@@ -112,7 +112,7 @@ class Sphere(_Random):
 
     def draw(self, weights: Weights, generator: torch.Generator, start: int, stop: int) -> Drawn:
         count = stop - start
-        z = _empty(weights, count).normal_(generator=generator)
+        z = normal(_empty(weights, count), generator)
         blocks = [block.view(count, -1) for block in weights.blocks(z, count)]
         squares = torch.stack([block.square().sum(1, dtype=torch.float64) for block in blocks]).sum(0)
         length = (weights.size / squares).sqrt().to(z.dtype).unsqueeze(1)

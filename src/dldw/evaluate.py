@@ -236,7 +236,7 @@ _FEW = 4
 _SMALL = 1 << 20
 """Weights up to which ``auto`` batches: beyond, one matrix product keeps the processor busy and stacking only copies."""
 
-_CACHE = 16 << 20
+_CACHE = 32 << 20
 """Bytes that the members of one pass may take on the CPU, which is about what stays in its caches."""
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from dldw.directions import Directions, Drawn, wide
 from dldw.errors import DldwError
 from dldw.moved import DenseMoved, LowRankMoved, Scales, Stacked
-from dldw.noise import Rows, signs, tiles
+from dldw.noise import Rows, normal, signs, tiles
 from dldw.perturbed import Perturbed
 from dldw.weights import Weights
 
@@ -53,7 +53,7 @@ class LowRank(Directions):
         count = stop - start
         sizes = [s for p in weights.tensors for s in _sizes(p, self.rank)]
         numbers = torch.empty(count * sum(sizes), dtype=weights.dtype, device=weights.device)
-        numbers = signs(numbers, generator) if self.noise == "sign" else numbers.normal_(generator=generator)
+        numbers = signs(numbers, generator) if self.noise == "sign" else normal(numbers, generator)
         parts = iter(numbers.split_with_sizes([count * size for size in sizes]))
         factors: list[_Factors] = []
         for p in weights.tensors:

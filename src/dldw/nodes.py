@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dldw.errors import DldwError
 from dldw.layers import Call
+from dldw.noise import normal
 from dldw.weights import Weights, add_to_grad
 
 
@@ -91,4 +92,4 @@ class Noise:
         return self.weights.places.get(id(tensor)) in self.on_nodes
 
     def _drawn(self, like: Tensor) -> Tensor:
-        return torch.empty_like(like, requires_grad=False).normal_(generator=self.generator)
+        return normal(torch.empty_like(like, requires_grad=False), self.generator)

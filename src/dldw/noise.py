@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Distribution = Literal["rademacher", "gaussian"]
@@ -40,12 +41,14 @@ def fill(out: Tensor, distribution: Distribution, key: Key, *counter: int) -> Te
 
     Args:
         out: Any floating dtype and device. The numbers are the same on devices of one kind.
-        distribution: ``rademacher`` (signs) or ``gaussian``.
+        distribution: ``rademacher`` (signs) or ``gaussian`` (on the CPU as ``normal`` has many).
         key: Whose noise.
         counter: Which part of it, up to three numbers below 2^63.
     """
     if distribution == "rademacher":
         return _unpack(words((out.numel() + 63) // 64, out.device, key, *counter), out)
+    if out.is_cpu:
+        return _quantiles(words((out.numel() + 3) // 4, out.device, key, *counter), out)
     generator = torch.Generator(out.device)
     wind(generator, key, *counter)
     return out.normal_(generator=generator)
@@ -54,7 +57,8 @@ def fill(out: Tensor, distribution: Distribution, key: Key, *counter: int) -> Te
 def words(count: int, device: torch.device, key: Key, *counter: int) -> Tensor:
     """Random words of 64 bits, int64 [count]."""
     if device.type == "cpu":
-        return torch.from_numpy(_philox(key, counter).random_raw(count).view(np.int64))
+        philox = _philox(key, counter)
+        return _stream(philox.random_raw(3), count) if count >= _MANY else _signed(philox.random_raw(count))
     generator = torch.Generator(device)
     wind(generator, key, *counter)
     return torch.empty(count, dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
@@ -82,10 +86,61 @@ def _philox(key: Key, counter: tuple[int, ...]) -> np.random.Philox:
     return np.random.Philox(key=key, counter=(0, *counter, *[0] * (3 - len(counter))))
 
 
+def draw_words(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Random words of 64 bits from ``generator``, int64 [count], the same for the same state.
+
+    Many on the CPU are a stream of SFC64 that the generator seeds: half the time of its own, the Mersenne Twister's.
+    """
+    own = 3 if device.type == "cpu" and count >= _MANY else count
+    drawn = torch.empty(own, dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
+    return drawn if own == count else _stream(drawn.numpy().view(np.uint64), count)
+
+
+_MANY = 4096
+"""Words from which a stream of their own takes less time, seed and all."""
+
+
+def _stream(seed: NDArray[np.uint64], count: int) -> Tensor:
+    return _signed(np.random.SFC64(seed).random_raw(count))
+
+
+def _signed(words: NDArray[np.uint64]) -> Tensor:
+    return torch.from_numpy(words.view(np.int64))
+
+
+def normal(out: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Fills ``out`` with independent numbers of a normal distribution.
+
+    Many on the CPU are one of its 65,536 quantiles each, in less than half the time: mean 0 and variance 1, kurtosis 3 to
+    2e-4, none beyond 4.4. Unlike logarithms and cosines these are the same on every processor.
+    """
+    count = (out.numel() + 3) // 4
+    if out.is_cpu and count >= _MANY:
+        return _quantiles(draw_words(count, out.device, generator), out)
+    return out.normal_(generator=generator)
+
+
+def _quantiles(words: Tensor, out: Tensor) -> Tensor:
+    """Of a normal distribution, one for each 16 bits of ``words``."""
+    table, at, size = _normal_table(out.dtype), words.view(torch.uint16).int()[: out.numel()], out.numel()
+    if out.is_contiguous():
+        torch.index_select(table, 0, at, out=out.view(size))
+        return out
+    return out.copy_(torch.index_select(table, 0, at).view(out.shape))
+
+
+@cache
+def _normal_table(dtype: torch.dtype) -> Tensor:
+    """The mean of each of 65,536 equally likely parts of a normal distribution, scaled to a variance of 1."""
+    edges = torch.special.ndtri(torch.arange(2**16 + 1, dtype=torch.float64) / 2**16)
+    means = (-edges.square() / 2).exp().diff().neg()
+    table: Tensor = (means / means.square().mean().sqrt()).to(dtype)
+    return table
+
+
 def signs(out: Tensor, generator: torch.Generator) -> Tensor:
     """Fills ``out`` with random signs, 64 to each random word, as ``bernoulli_`` takes a draw for each."""
-    drawn = torch.empty((out.numel() + 63) // 64, dtype=torch.int64, device=out.device)
-    return _unpack(drawn.random_(-(2**63), None, generator=generator), out)
+    return _unpack(draw_words((out.numel() + 63) // 64, out.device, generator), out)
 
 
 def _unpack(words: Tensor, out: Tensor) -> Tensor:

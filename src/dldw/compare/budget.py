@@ -31,7 +31,8 @@ class Budget:
         displacements: Steps followed from each of these points.
         inside_forwards: Of the training run of each method whose model is looked into.
         sampling_draws: Estimates of contrastive divergence that are averaged for its bias, where it can be known.
-        crossed_forwards: Of a model that is trained in one way and evaluated in others.
+        crossed_forwards: Of a model that is trained in one way and evaluated in others; for tasks whose forward passes are
+            long, and so not fewer there.
         nudges: Sizes |dw| of the nudge of a single weight.
         nudged_weights: Weights tried at each size.
         grid: Points along each side of the two-weight landscape; 0 leaves it out.
@@ -75,10 +76,11 @@ class Budget:
         """The same for a task whose forward passes take ``heft`` times as long: so many fewer, where no total cuts them."""
         if heft == 1.0:
             return self
-        cut = ("companion_forwards", "width_forwards", "factor_forwards", "inside_forwards", "tune_forwards")
+        cut = ["width_forwards", "factor_forwards", "inside_forwards", "tune_forwards"]
+        cut += [] if self.total else ["forwards", "companion_forwards"]
         fewer: dict[str, Any] = {name: getattr(self, name) / heft for name in cut}
         fewer |= {name: -int(-getattr(self, name) // heft) for name in ("draws", "nudged_weights")}
-        return replace(self, forwards=self.forwards if self.total else self.forwards / heft, **fewer)
+        return replace(self, **fewer)
 
 
 _WIDTHS = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from dldw.compare.item import SECONDS_PER_FORWARD, Identity, Item
+from dldw.compare.item import Identity, Item
 from dldw.compare.records import Record
 from dldw.learner import Descent
 from dldw.sources.backprop import Backprop
@@ -17,8 +17,6 @@ from dldw.tasks.task import Task, seeded
 
 WARM_UP, LEAST = 50, 0.02
 """Steps in which the learning rate rises, and what it falls to in the end, over its largest."""
-HEAVIER = 400.0
-"""About how many times as long as one of the digits a forward pass takes where there are such ways: for the time left."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Crossing(Item):
 
     @property
     def weight(self) -> float:
-        return HEAVIER * 3 * self.steps * SECONDS_PER_FORWARD
+        return self.seconds_of(3 * self.steps)
 
     @property
     def keys(self) -> list[Identity]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dldw.errors import DldwError
+from dldw.noise import draw_words
 
 
 class Units(nn.Module, ABC):
@@ -119,9 +120,7 @@ def bernoulli(p: Tensor, generator: torch.Generator | None = None, *, out: Tenso
     if p.dtype in (torch.bfloat16, torch.float16):
         drawn = bernoulli(p.float(), generator).to(p.dtype)
         return drawn if out is None else out.copy_(drawn)
-    words = torch.empty(p.numel() // 4 + 2, dtype=torch.int64, device=p.device).random_(
-        -(2**63), None, generator=generator
-    )
+    words = draw_words(p.numel() // 4 + 2, p.device, generator)
     below = p.new_full((), -(2**15) - (int(words[-1]) & 255) / 256)
     bits = words.view(torch.int16)[: p.numel()].view(p.shape)
     out = torch.add(below, p, alpha=2**16, out=out)

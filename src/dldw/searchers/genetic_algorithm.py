@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
+from dldw.noise import normal
 from dldw.searcher import Searcher
 from dldw.searchers.chains import Chain, Chains
 from dldw.searchers.sampling import Crossover, around, share_of_the_father
@@ -106,7 +107,7 @@ class GeneticAlgorithm(Searcher):
         if isinstance(pool, Tensor):
             mutants = pool.new_empty((self.population, pool.shape[1]))
             mutants[: self.elites] = pool[: self.elites]
-            children = mutants[self.elites :].normal_(generator=generator).mul_(self.mutation_sigma)
+            children = normal(mutants[self.elites :], generator).mul_(self.mutation_sigma)
             mothers = pool.index_select(0, self._parents(offspring, generator))
             if self.crossover is not None:
                 fathers = pool.index_select(0, self._parents(offspring, generator))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dldw.errors import DldwError
+from dldw.noise import draw_words, normal
 
 Bounds = tuple[float | Sequence[float] | Tensor, float | Sequence[float] | Tensor]
 """Lower and upper bound, each one number or one for each of the d coordinates."""
@@ -18,7 +19,7 @@ Crossover = Literal["uniform", "one-point", "blend"]
 
 def around(x0: Tensor, n: int, sigma: float, generator: torch.Generator) -> Tensor:
     """The point x0 [d] itself and n - 1 Gaussian points around it [n, d]."""
-    points = x0.new_empty((n, x0.numel())).normal_(generator=generator).mul_(sigma)
+    points = normal(x0.new_empty((n, x0.numel())), generator).mul_(sigma)
     points[0] = 0
     return points.add_(x0)
 
@@ -30,15 +31,13 @@ def random_bytes(count: int, like: Tensor, generator: torch.Generator) -> Tensor
     its variance 1/12 within 2e-5: enough to weigh two points against each other, not to draw a coordinate from.
     """
     total = count * like.numel()
-    words = torch.empty((total + 7) // 8, dtype=torch.int64, device=like.device)
-    drawn = words.random_(-(2**63), None, generator=generator).view(torch.uint8)[:total]
+    drawn = draw_words((total + 7) // 8, like.device, generator).view(torch.uint8)[:total]
     return drawn.view(count, *like.shape)
 
 
 def coins(p: float, like: Tensor, generator: torch.Generator) -> Tensor:
     """Independent ones with probability ``p``, to sixteen bits, and zeros in the shape and type of ``like`` [n, d]."""
-    words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device)
-    drawn = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: like.numel()]
+    drawn = draw_words((like.numel() + 3) // 4, like.device, generator).view(torch.int16)[: like.numel()]
     return (drawn.to(torch.int32) < round(p * 65536) - 32768).view(like.shape).to(like.dtype)
 
 

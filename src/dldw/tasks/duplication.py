@@ -27,12 +27,12 @@ class Duplication(Hashing):
     summary = "Sequences 0w0w of 256 symbols, a Reformer of one layer with 4 rounds of hashing predicts the second w."
     target = 0.99
     width = 128
+    methods = ("backprop", "spsa", "forward-gradient")
+    heft = 64.0
     batch_size = 16
     train_examples = 16_384
     test_examples = 32
-    symbols = 64
-    heads = 4
-    chunk = 32
+    symbols, heads, chunk = 64, 4, 32
 
     def __init__(self, half: int = 128, hashes: int | None = 4) -> None:
         self.half, self.hashes = half, hashes

@@ -45,8 +45,8 @@ class Task(ABC):
         depths: Numbers of blocks at which the cost of exact gradients is measured (see ``deeper``), if any.
         memory_bound: Bytes above the loaded model within which methods are compared once more, if any.
         rows: Batch sizes among which ``--tune`` chooses for each method; all have that of the task where there are none.
-        heft: About how many times as long as one of the digits a forward pass takes, evaluation and all: named budgets have
-            so many fewer.
+        heft: How many times fewer forward passes than on the digits named budgets have, because each takes longer: as many
+            times as long as one of theirs, evaluation and all, or less where a comparison may take longer too.
         keeps: Whether it makes data of its own and keeps them in the directory ``data``, by default that of the results.
         anneals: Whether learning rates fall along a cosine over the budget of a run, where an optimizer follows the method:
             without, the noise of an estimate decides where a run ends.

@@ -34,6 +34,8 @@ class Text(Task):
     target = 2.0
     companion: ClassVar[str | None] = "text-transformer"
     width: int | None = 64
+    methods: ClassVar[tuple[str, ...]] = ("backprop", "spsa", "low-rank-evolution", "forward-gradient")
+    heft = 24.0
     batch_size = 8
     length = 256
     windows = 32

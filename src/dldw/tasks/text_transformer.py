@@ -42,6 +42,7 @@ class TextTransformer(Text):
     name = "text-transformer"
     summary = "CPython's language reference byte by byte, windows of 256; a plain transformer as large as the Reformer."
     companion = None
+    heft = 8.0
 
     def network(self, width: int) -> nn.Module:
         # A Reformer has no separate keys, two streams into its last layer, and positions of 16 + 16 half rows.

@@ -239,20 +239,20 @@ def test_positions_and_products_without_a_rule_of_their_own(weight):
     assert_same(lambda w: (x @ w[0].T @ w[0][:, 1:3]).square().sum((1, 2)), weight(3, 4))
 
 
-def test_members_of_low_rank_are_not_stacked(monkeypatch):
+def test_members_of_low_rank_are_not_stacked_where_that_would_be_larger_than_what_they_make(monkeypatch):
     def refuse(self):
         raise AssertionError("the weights of all members were made")
 
-    weights = [low_rank(*shape) for shape in ((8, 4, 3, 3), (8, 4, 3, 3), (6, 8), (24, 8), (5, 8), (1, 9, 8))]
+    weights = [low_rank(*shape) for shape in ((12, 4, 3, 3), (12, 6, 3, 3), (6, 12), (36, 12), (5, 12), (1, 9, 12))]
     monkeypatch.setattr(LowRankMoved, "stack", refuse)
-    x, bias = random(2, 4, 5, 5), random(24)
+    x, bias = random(1, 4, 5, 5), random(36)
 
     def model(w):
-        y = F.conv2d(x, w[0]).flatten(2).mT  # [2, 9, 8]
-        y = F.conv2d(y.reshape(2, 8, 3, 3), w[1], padding=1, groups=2).flatten(2).mT + w[5]
+        y = F.conv2d(x, w[0]).flatten(2).mT  # [1, 9, 12]
+        y = F.conv2d(y.reshape(1, 12, 3, 3), w[1], padding=1, groups=2).flatten(2).mT + w[5]
         y = torch.einsum("bsd,hd->bsh", y, w[2]) @ w[2]
         y, _ = F.multi_head_attention_forward(
-            y, y, y, 8, 2, w[3], bias, None, None, False, 0.0, w[3][:8], None, need_weights=False
+            y, y, y, 12, 2, w[3], bias, None, None, False, 0.0, w[3][:12], None, need_weights=False
         )
         return F.linear(y, w[4]).square().sum((1, 2))
 

@@ -46,8 +46,8 @@ class Moved(ABC):
         """``convolve(kernels)`` [B, m, *positions] with each z_r in the place of the kernels: [rows, B, m, *positions]."""
 
     @abstractmethod
-    def along(self, columns: Tensor) -> Tensor:
-        """z_r times ``columns`` [k, B] for matrices z_r [m, k]: [rows, m, B]."""
+    def along(self, columns: Tensor, shift: Tensor | None = None) -> Tensor:
+        """z_r times ``columns`` [k, B] for matrices z_r [m, k], plus ``shift`` [rows, m, 1]: [rows, m, B]."""
 
     @abstractmethod
     def picked(self, index: Tensor) -> Tensor:
@@ -98,8 +98,9 @@ class DenseMoved(Moved):
         out = convolve(self.z.flatten(0, 1))
         return out.view(len(out), self.rows, -1, *out.shape[2:]).transpose(0, 1)
 
-    def along(self, columns: Tensor) -> Tensor:
-        return torch.mm(self.z.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
+    def along(self, columns: Tensor, shift: Tensor | None = None) -> Tensor:
+        along = torch.mm(self.z.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
+        return along if shift is None else along.add_(shift)
 
     def picked(self, index: Tensor) -> Tensor:
         return self.z[:, index]
@@ -143,9 +144,11 @@ class LowRankMoved(Moved):
         out = self.a.unsqueeze(1) @ each  # [rows, B, m, positions]
         return out.view(*out.shape[:3], *thin.shape[2:])
 
-    def along(self, columns: Tensor) -> Tensor:
+    def along(self, columns: Tensor, shift: Tensor | None = None) -> Tensor:
         thin = torch.mm(self.b.mT.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
-        return self.a * thin if thin.shape[1] == 1 else self.a @ thin
+        if thin.shape[1] == 1:
+            return self.a * thin if shift is None else torch.addcmul(shift, self.a, thin)
+        return self.a @ thin if shift is None else torch.baddbmm(shift, self.a, thin)
 
     def picked(self, index: Tensor) -> Tensor:
         return self.a[:, index.reshape(-1)].matmul(self.b.mT).view(self.rows, *index.shape, -1)

@@ -207,12 +207,11 @@ def _shared(rules: _Rules, columns: Tensor, w: Tensor, moved: Moved | None, bias
     if moved is None:
         out = torch.mm(w.reshape(-1, w.shape[-1]), columns).view(len(w), w.shape[1], -1)
     else:
-        base, along = w @ columns, moved.along(columns)
+        base, shift = w @ columns, None
         if bias is not None and isinstance(bias, Member) and isinstance(bias.moved, DenseMoved):
             base.add_(bias.moved.weight.unsqueeze(-1))
-            along.add_(bias.moved.z.unsqueeze(-1))
-            bias = None
-        out = moved.moved(base, along)
+            bias, shift = None, bias.moved.z.unsqueeze(-1)
+        out = moved.moved(base, moved.along(columns, shift))
     column, _ = rules.split(bias)
     return out if column is None else out.add_(column.unsqueeze(-1))
 
@@ -221,8 +220,8 @@ def _grouped(rules: _Rules, columns: Tensor, w: Tensor, moved: Moved | None, bia
     """Every member's product with columns of its own [n, k, B]: [n, m, B]."""
     column, _ = rules.split(bias)
     column = None if column is None else column.unsqueeze(-1)
-    factors = moved if isinstance(moved, LowRankMoved) else None
-    if moved is not None and factors is None:
+    factors = moved if isinstance(moved, LowRankMoved) and w.shape[1] > columns.shape[2] else None
+    if moved is not None and factors is None:  # of low rank, too, where it is smaller than what it makes
         w = moved.stack()
     w = w.expand(len(columns), *w.shape[-2:])
     out = torch.bmm(w, columns) if column is None else torch.baddbmm(column, w, columns)

@@ -6,6 +6,7 @@ import math
 import re
 import textwrap
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -327,6 +328,17 @@ def test_a_loss_that_looks_at_a_captured_model_is_checked_on_that():
 def test_what_stands_on_a_kink_is_checked_beside_it():
     case = next(case for case in RIGHT if case.name == "ReLU on its kink")
     assert any("they stand on a kink of the loss" in note for note in dldw.check(*case.make()).notes)
+
+
+@pytest.mark.parametrize(("seed", "directions"), [(1, 8), (6, 8), (1, 16)])
+def test_kinks_among_the_directions_cost_no_more_forwards(seed, directions):
+    torch.manual_seed(seed)
+    sizes = (20, 256, 256, 3)
+    layers = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), nn.ReLU())][:-1]
+    batch = torch.randn(32, 20).double(), torch.randint(3, (32,))
+    found = dldw.check(nn.Sequential(*layers).double(), classify, batch, seed=seed, directions=directions)
+    assert found.verdict == "right", found.explain()
+    assert found.forwards <= max(40, 4 * directions + 8)
 
 
 def test_a_fault_on_a_kink_is_found_beside_it():

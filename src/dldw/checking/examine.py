@@ -25,6 +25,9 @@ FIRST = 16
 ENOUGH = 4
 """Directions along which a gradient has to agree, where so many are asked for."""
 
+BESIDE = 2
+"""Forward passes beside a kink before the first quotient: of the claim, and for the loss there."""
+
 GOOD = 1e-7
 """The relative error of a quotient at which no better step is looked for."""
 
@@ -153,20 +156,23 @@ class _Examination:
 
     def measure(self, problem: Problem, losses: Losses, last: int | None = None) -> _Measured:
         generator = torch.Generator(problem.weights.device).manual_seed(self.seed)
-        measured = _Measured(problem, losses, [], [], min(ENOUGH, self.directions))
-        step = losses.first_step
+        needed = min(ENOUGH, self.directions)
+        measured = _Measured(problem, losses, [], [], needed)
+        step, kinks = losses.first_step, 0
         for i in range(self.directions):
             left = (last or self.budget) - problem.spent.forwards
             if left < 4 and i:
                 break
-            spare = FIRST if i == 0 else left - 4 * (self.directions - 1 - i)
+            spare = min(FIRST, left - 4 * (needed - 1)) if i == 0 else left - 4 * (self.directions - 1 - i)
             direction = Direction(problem.weights, dict.fromkeys(problem.chosen), generator)
             quotient = losses.search(direction, step, good=GOOD, forwards=max(4, min(left, spare)))
             if math.isfinite(quotient.error):
                 step = quotient.step
             measured.directions.append(direction)
             measured.quotients.append(quotient)
-            if i == 0 and quotient.jump > 1e-3 * abs(quotient.value):  # on a kink: the rest is better spent beside it
+            kinks += quotient.jump > 1e-3 * abs(quotient.value)
+            enough = left - 4 >= BESIDE + 4 * needed
+            if kinks and (i == 0 or kinks > 1 and enough):  # on a kink: the rest is better spent beside it
                 break
         return measured
 
@@ -208,16 +214,15 @@ class _Examination:
     def beside(self, measured: _Measured, claim: Claim, found: Judgement) -> tuple[_Measured, Claim, Judgement]:
         """The same beside the given weights, where that tells more."""
         problem = measured.problem
-        if any(p.dtype != torch.float64 for p in problem.weights.tensors):
+        left = self.budget - problem.spent.forwards
+        if any(p.dtype != torch.float64 for p in problem.weights.tensors) or left < BESIDE + 4 * measured.needed:
             return measured, claim, found
-        begun = problem.spent.forwards
         try:
             copy = problem.copied(moved=measured.losses.scale / 100, seed=self.seed)
             losses, other = Losses(copy.objective), copy.claim()
         except Exception:  # whatever a model raises that cannot be copied
             return measured, claim, found
-        last = self.budget if begun <= self.budget / 2 else begun + FIRST + 4 * self.directions
-        moved = self.measure(copy, losses, last)
+        moved = self.measure(copy, losses)
         again = moved.judge(other)
         if again.verdict == "cannot tell":
             return measured, claim, found

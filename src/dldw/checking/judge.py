@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, median_low
 
 from dldw.checking.quotient import Quotient
 from dldw.checking.result import Verdict
@@ -50,7 +50,7 @@ def judge(
     if not finite:
         return Judgement("cannot tell", math.nan, math.inf)
     scale = math.sqrt(sum(q.value**2 for q in finite) / len(finite))
-    usual = median(q.error for q in finite)
+    usual = median_low(q.error for q in finite)
     resolved = [max(DOUBT * max(q.error, usual), floor * scale) for q in quotients]
     bounds = [math.inf if q.jump else bound for q, bound in zip(quotients, resolved, strict=True)]
     misses = [abs(p - q.value) for p, q in zip(slopes, quotients, strict=True)]

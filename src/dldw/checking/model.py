@@ -43,8 +43,9 @@ def check(
 
     Cost: at most 40 forwards and one backward pass where the gradient is right, whatever the number of weights; below
     float64 a second backward pass where rounding does not let the first decide (a third for a nearly vanishing gradient),
-    and one more to go beside a kink, with up to 48 more forwards where kinks are met only after most directions. Where the
-    gradient is wrong, locating takes 4 to 24 forwards for every block that is tried, two blocks to a halving.
+    and one more to go beside a kink. Where kinks are met only after most directions, nothing is left to go there with, and
+    the verdict may be that there is no telling; more ``directions`` may take more forwards. Where the gradient is wrong,
+    locating takes 4 to 24 forwards for every block that is tried, two blocks to a halving.
 
     Source: Richardson 1911; Nocedal & Wright 2006, Numerical Optimization, 8.1.
 

@@ -170,9 +170,12 @@ class _Examination:
                 step = quotient.step
             measured.directions.append(direction)
             measured.quotients.append(quotient)
-            kinks += quotient.jump > 1e-3 * abs(quotient.value)
+            on_kink = quotient.jump > 1e-3 * abs(quotient.value)
+            kinks += quotient.jump + quotient.truncation > max(quotient.rounding, 1e-3 * abs(quotient.value))
             enough = left - 4 >= BESIDE + 4 * needed
-            if kinks and (i == 0 or kinks > 1 and enough):  # on a kink: the rest is better spent beside it
+            if (i == 0 and on_kink) or (
+                kinks > self.directions // 4 and enough
+            ):  # the rest is better spent beside these weights
                 break
         return measured
 

@@ -111,8 +111,8 @@ def _signed(words: NDArray[np.uint64]) -> Tensor:
 def normal(out: Tensor, generator: torch.Generator | None) -> Tensor:
     """Fills ``out`` with independent numbers of a normal distribution.
 
-    Many on the CPU are one of its 65,536 quantiles each, in less than half the time: mean 0 and variance 1, kurtosis 3 to
-    2e-4, none beyond 4.4. Unlike logarithms and cosines these are the same on every processor.
+    Many on the CPU are one of 65,536 quantiles each, in two thirds of the time: mean 0 and variance 1, kurtosis 3 to 2e-4,
+    none beyond 4.4. Unlike logarithms and cosines these are the same on every processor.
     """
     count = (out.numel() + 3) // 4
     if out.is_cpu and count >= _MANY:

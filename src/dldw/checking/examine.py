@@ -170,12 +170,10 @@ class _Examination:
                 step = quotient.step
             measured.directions.append(direction)
             measured.quotients.append(quotient)
-            on_kink = quotient.jump > 1e-3 * abs(quotient.value)
-            kinks += quotient.jump + quotient.truncation > max(quotient.rounding, 1e-3 * abs(quotient.value))
-            enough = left - 4 >= BESIDE + 4 * needed
-            if (i == 0 and on_kink) or (
-                kinks > self.directions // 4 and enough
-            ):  # the rest is better spent beside these weights
+            coarse = 1e-3 * abs(quotient.value)
+            kinks += quotient.jump + quotient.truncation > max(quotient.rounding, coarse)
+            many = kinks > self.directions // 4 and left - 4 >= BESIDE + 4 * needed
+            if many or (i == 0 and quotient.jump > coarse):  # the rest is better spent beside these weights
                 break
         return measured
 

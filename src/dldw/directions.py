@@ -45,14 +45,19 @@ class Drawn(ABC):
         Pieces that are left out are zero; no row comes twice. Sums for weights of 16 bits are in float32.
         """
 
+    def add_to(self, tensors: Sequence[Tensor], weights: Weights, coefficients: list[float]) -> None:
+        """Adds the sum of coefficients[i] * z_i to ``tensors``, one of the shape of each weight."""
+        for i, rows, total in self.sums(weights, coefficients):
+            tensors[i][rows].add_(total)
+
     def accumulate(self, weights: Weights, coefficients: list[float]) -> None:
         """Adds the sum of coefficients[i] * z_i to the ``.grad`` of the weights."""
+        grads = []
         for p in weights.tensors:
             if p.grad is None:
                 p.grad = _zeros(p)
-        for i, rows, total in self.sums(weights, coefficients):
-            if (grad := weights.tensors[i].grad) is not None:
-                grad[rows].add_(total)
+            grads.append(p.grad)
+        self.add_to(grads, weights, coefficients)
 
 
 class Directions(ABC):

@@ -68,6 +68,9 @@ class LowRank(Directions):
 
 _Factors = Tensor | tuple[Tensor, Tensor]
 
+_CACHED = 1 << 17
+"""Numbers of a product of factors that stay in the processor's cache until they are added to a weight."""
+
 
 def _sizes(p: Tensor, rank: int) -> list[int]:
     return [p.numel()] if p.ndim < 2 else [p.shape[0] * rank, p.numel() // p.shape[0] * rank]
@@ -113,17 +116,17 @@ class LowRankDrawn(Drawn):
                 yield i, ..., factors
             else:
                 a, b = factors
-                for rows in tiles(p):
+                for rows in tiles(p, _CACHED):
                     yield i, rows, (a[rows] @ b.mT).view(-1, *p.shape[1:])
 
-    def accumulate(self, weights: Weights, coefficients: list[float]) -> None:
-        for p, factors in zip(weights.tensors, self._summed(weights, coefficients), strict=True):
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
+    def add_to(self, tensors: Sequence[Tensor], weights: Weights, coefficients: list[float]) -> None:
+        for t, factors in zip(tensors, self._summed(weights, coefficients), strict=True):
             if isinstance(factors, Tensor):
-                p.grad.add_(factors)
+                t.add_(factors)
+            elif t.ndim == 2 or t.is_contiguous():
+                t.view(t.shape[0], -1).addmm_(factors[0].to(t.dtype), factors[1].mT.to(t.dtype))
             else:
-                p.grad.view(p.shape[0], -1).addmm_(factors[0].to(p.dtype), factors[1].mT.to(p.dtype))
+                t.add_((factors[0] @ factors[1].mT).view(t.shape))
 
     def _summed(self, weights: Weights, coefficients: list[float]) -> Iterator[_Factors]:
         """The sum of coefficients[i] * z_i: a vector [*shape], or factors [m, n r] and [k, n r] of a matrix."""

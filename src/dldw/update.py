@@ -41,6 +41,7 @@ class Update:
         self._moments = [torch.zeros_like(p, dtype=wide(p), requires_grad=False) for p in self._if(momentum > 0)]
         compensated = rounding == "compensated"
         self._lost = [torch.zeros_like(p, requires_grad=False) for p in self._if(compensated)]
+        self._direct = not self._moments and all(p.element_size() > 2 for p in weights.tensors)
 
     def _if(self, kept: bool) -> Iterable[Tensor]:
         return self.weights.tensors if kept else ()
@@ -55,6 +56,9 @@ class Update:
             moment.mul_(self.momentum)
         for number, (drawn, coefficients) in enumerate(parts):
             scaled = coefficients if self._moments else [-lr * c for c in coefficients]
+            if self._direct:
+                drawn.add_to([p.detach() for p in self.weights.tensors], self.weights, scaled)
+                continue
             for piece, (i, rows, total) in enumerate(drawn.sums(self.weights, scaled)):
                 if self._moments:
                     self._moments[i][rows].add_(total)

@@ -96,7 +96,7 @@ BUDGETS = {
         inside_forwards=6_000, sampling_draws=30,
         crossed_forwards=1_800,
         nudges=_NUDGES, nudged_weights=400, grid=41, path_forwards=400, cost_seconds=1.0, tune_forwards=20_000,
-        total=7_000_000,
+        total=5_000_000,
     ),
     "full": Budget(
         "full", forwards=200_000, seeds=10, companion_forwards=200_000, companion_seeds=10,

@@ -22,11 +22,11 @@ Rows = slice | EllipsisType
 """Rows of a weight; a weight without dimensions is one piece."""
 
 
-def tiles(p: Tensor, numbers: int = TILE) -> list[Rows]:
-    """The rows of a weight, as many at a time as make a tile: the same for every weight of that shape."""
+def tiles(p: Tensor, numbers: int | None = None) -> list[Rows]:
+    """The rows of a weight, as many at a time as make a tile, or so many numbers: the same for every weight of that shape."""
     if not p.ndim:
         return [...]
-    height = max(1, numbers * len(p) // max(1, p.numel()))
+    height = max(1, (numbers or TILE) * len(p) // max(1, p.numel()))
     return [slice(start, min(start + height, len(p))) for start in range(0, len(p), height)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 import dldw
-from dldw.nn import ReversibleBlock, ReversibleSequential
 from dldw.nn.reformer import Reformer, ReformerConfig
 from dldw.registry import METHODS, method
 from tests.contract import problems
+from tests.test_reversible import Branch, by_hand, chain, gradients, inputs, same
 
 DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
@@ -54,7 +55,10 @@ def test_every_method_trains_there_and_repeats_itself(name):
     assert all(torch.equal(p, q) for p, q in zip(trained(1), trained(1), strict=True))
 
 
-@pytest.mark.parametrize("make", [dldw.EvolutionStrategy, dldw.LowRankEvolution, dldw.SPSA, dldw.MeZO])
+@pytest.mark.parametrize(
+    "make",
+    [dldw.EvolutionStrategy, dldw.LowRankEvolution, partial(dldw.LowRankEvolution, rank=2), dldw.SPSA, dldw.MeZO],
+)
 def test_a_population_in_one_pass_gives_what_one_by_one_gives(make):
     found = []
     for evaluate in ("batched", "sequential"):
@@ -66,28 +70,10 @@ def test_a_population_in_one_pass_gives_what_one_by_one_gives(make):
 
 @pytest.mark.parametrize("backward", ["reversible", "checkpoint"])
 def test_what_is_random_is_replayed_in_the_backward_pass(backward):
-    def branch():
-        return nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Tanh())
-
-    def gradients(run):
-        torch.manual_seed(7)
-        module.zero_grad()
-        run(x).square().mean().backward()
-        return [p.grad.clone() for p in module.parameters()], there(torch.empty(3)).uniform_()
-
-    def by_hand(x):
-        x1, x2 = x.chunk(2, 1)
-        for block in module:
-            x1 = x1 + block.f(x2)
-            x2 = x2 + block.g(x1)
-        return torch.cat((x1, x2), 1)
-
-    torch.manual_seed(0)
-    module = ReversibleSequential(*(ReversibleBlock(branch(), branch()) for _ in range(3)), backward=backward)
-    module, x = there(module.double()), numbers(6, 8)
-    (found, after), (expected, plain) = gradients(module), gradients(by_hand)
-    assert all(torch.allclose(a, b, rtol=0, atol=1e-10) for a, b in zip(found, expected, strict=True))
-    assert torch.equal(after, plain), "the random state must end as with plain autograd"
+    module, x = there(chain(lambda: Branch(drop=0.5), backward=backward)), there(inputs(grad=False)).requires_grad_()
+    found, after = gradients(module, x, lambda: module(x)), torch.empty(3, device=DEVICE).uniform_()
+    assert same(found, gradients(module, x, lambda: by_hand(module, x)))
+    assert torch.equal(after, torch.empty(3, device=DEVICE).uniform_()), "the random state ends as with plain autograd"
 
 
 def test_buckets_drawn_in_the_forward_pass_are_those_of_the_backward_pass():
@@ -103,7 +89,7 @@ def test_buckets_drawn_in_the_forward_pass_are_those_of_the_backward_pass():
         torch.manual_seed(5)
         F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
         found.append([p.grad for p in model.parameters()])
-    assert all(torch.allclose(a, b, rtol=0, atol=1e-9) for a, b in zip(*found, strict=True))
+    assert same(*found, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

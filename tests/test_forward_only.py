@@ -417,7 +417,9 @@ def test_logs_that_do_not_fit_are_refused_and_left_as_they_are(tmp_path):
     assert path.read_bytes() == kept
 
 
-@pytest.mark.parametrize("text", ["", "nonsense\n", '{"kind":"minimize","format":1}\n', "[]\n"])
+@pytest.mark.parametrize(
+    "text", ["", "nonsense\n", '{"kind":"minimize","format":2}\n', '{"kind":"forward-only","format":1}\n', "[]\n"]
+)
 def test_files_that_are_no_logs_are_refused(text, tmp_path):
     (tmp_path / "log").write_text(text)
     with pytest.raises(dldw.DldwError, match=r"is no log of dldw.ForwardOnly"):

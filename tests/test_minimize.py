@@ -141,7 +141,15 @@ def test_float32_starts_replay_in_float32(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nothing\n", '{"kind": "other"}\n', "[1]\n", '{"kind": "minimize", "format": 99}\n']
+    "text",
+    [
+        "",
+        "nothing\n",
+        '{"kind": "other"}\n',
+        "[1]\n",
+        '{"kind": "minimize", "format": 1}\n',
+        '{"kind": "minimize", "format": 99}\n',
+    ],
 )
 def test_a_file_that_is_no_log_is_an_error(tmp_path, text):
     (tmp_path / "run.jsonl").write_text(text)

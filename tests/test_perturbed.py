@@ -265,8 +265,9 @@ def test_stacked_factors_are_the_perturbed_weights_column_after_column(noise, ra
 
 @pytest.mark.parametrize("noise", ["sign", "gaussian"])
 @RANKS
-def test_the_estimate_is_the_sum_of_slopes_times_directions(noise, rank):
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(5, 4)).double()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_estimate_is_the_sum_of_slopes_times_directions(layout, noise, rank):
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(5, 4)).double().to(memory_format=layout)
     weights = Weights(model)
     drawn = LowRank(3, rank, noise).draw(weights, torch.Generator().manual_seed(0), 0, 3)
     for p in weights.tensors:

@@ -17,7 +17,8 @@ from torch import Tensor
 from dldw.errors import DldwError
 from dldw.searcher import Searcher
 
-_FORMAT = 1
+_FORMAT = 2
+"""Of the log and of what its seed stands for: counts up whenever a searcher would draw other candidates."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from dldw.weights import Weights
 
 LOG = "forward_only.jsonl"
 """What trainers call it, in the directory of their output."""
-FORMAT = 1
+FORMAT = 2
+"""Of the log and of what its keys stand for: counts up whenever a key would draw other noise."""
+
 _BEGIN = b'{"kind":"forward-only"'
 _NO_LOG = "{path} is no log of dldw.ForwardOnly, or one of another version of it. Give another path."
 

@@ -52,6 +52,11 @@ def examine(problem: Problem, *, directions: int, seed: int) -> CheckResult:
         return _Examination(problem, directions, seed).run()
 
 
+def _goes_beside(needed: int, left: int) -> bool:
+    """Whether ``left`` forward passes suffice for slopes along ``needed`` directions beside a kink."""
+    return left >= BESIDE + 4 * needed
+
+
 @dataclass
 class _Measured:
     """The slopes of one problem along some directions."""
@@ -172,7 +177,7 @@ class _Examination:
             measured.quotients.append(quotient)
             coarse = 1e-3 * abs(quotient.value)
             kinks += quotient.jump + quotient.truncation > max(quotient.rounding, coarse)
-            many = kinks > self.directions // 4 and left - 4 >= BESIDE + 4 * needed
+            many = kinks > self.directions // 4 and _goes_beside(needed, left - 4)
             if many or (i == 0 and quotient.jump > coarse):  # the rest is better spent beside these weights
                 break
         return measured
@@ -216,7 +221,7 @@ class _Examination:
         """The same beside the given weights, where that tells more."""
         problem = measured.problem
         left = self.budget - problem.spent.forwards
-        if any(p.dtype != torch.float64 for p in problem.weights.tensors) or left < BESIDE + 4 * measured.needed:
+        if any(p.dtype != torch.float64 for p in problem.weights.tensors) or not _goes_beside(measured.needed, left):
             return measured, claim, found
         try:
             copy = problem.copied(moved=measured.losses.scale / 100, seed=self.seed)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 import dldw
 from dldw.nn.reformer import Reformer, ReformerConfig
 from dldw.registry import METHODS, method
+from tests import standin
 from tests.contract import problems
 from tests.test_reversible import Branch, by_hand, chain, gradients, inputs, same
 
@@ -21,7 +25,12 @@ DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.de
 
 
 def there(value):
-    return tree_map_only(torch.Tensor, lambda t: t.to(DEVICE), value)
+    return tree_map_only((torch.Tensor, nn.Module), lambda t: t.to(DEVICE), value)
+
+
+def there_too(problem):
+    problem.model, problem.batch = there((problem.model, problem.batch))
+    return problem
 
 
 def numbers(*shape, seed=0):
@@ -40,10 +49,9 @@ def mlp():
 @pytest.mark.parametrize("name", [name for name in METHODS if method(name).card.needs != "episodes"])
 def test_every_method_trains_there_and_repeats_itself(name):
     def trained(seed):
-        problem = problems.homes(name)[0]()
-        model, batch = problem.model.to(DEVICE), there(problem.batch)
+        model, loss, batch = there_too(problems.homes(name)[0]())
         generator = torch.Generator(DEVICE).manual_seed(seed)
-        learner = method(name).build(model, problem.loss, generator)
+        learner = method(name).build(model, loss, generator)
         before = [p.detach().clone() for p in model.parameters()]
         losses = [learner.step(batch) for _ in range(10)]
         after = [p.detach() for p in model.parameters()]
@@ -55,17 +63,46 @@ def test_every_method_trains_there_and_repeats_itself(name):
     assert all(torch.equal(p, q) for p, q in zip(trained(1), trained(1), strict=True))
 
 
+@pytest.mark.parametrize("build", problems.ALL, ids=lambda build: build.__name__)
 @pytest.mark.parametrize(
     "make",
     [dldw.EvolutionStrategy, dldw.LowRankEvolution, partial(dldw.LowRankEvolution, rank=2), dldw.SPSA, dldw.MeZO],
+    ids=["full", "rank 1", "rank 2", "signs", "normal"],
 )
-def test_a_population_in_one_pass_gives_what_one_by_one_gives(make):
+def test_a_population_in_one_pass_gives_what_one_by_one_gives(make, build):
     found = []
-    for evaluate in ("batched", "sequential"):
-        model = mlp()
-        make(mean_square, evaluate=evaluate, generator=torch.Generator(DEVICE).manual_seed(0))(model, numbers(5, 6))
-        found.append([p.grad for p in model.parameters()])
-    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(*found, strict=True))
+    for evaluate in ["auto" if build.__name__ in problems.NOT_BATCHED else "batched", "sequential"]:
+        problem = there_too(build())
+        torch.manual_seed(0)
+        source = make(problem.loss, evaluate=evaluate, generator=torch.Generator(DEVICE).manual_seed(0))
+        source(problem.model, problem.batch)
+        found.append([p.grad for p in problem.trainable])
+    assert build is problems.dropout or same(*found, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [b for b in problems.ALL if b is not problems.dropout], ids=lambda b: b.__name__)
+def test_the_full_numerical_gradient_is_the_exact_one(build):
+    problem = there_too(build())
+    dldw.FiniteDifference(problem.loss)(problem.model, problem.batch)
+    assert same([p.grad for p in problem.trainable], problem.autograd(), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_log_of_updates_is_the_run(dtype, tmp_path):
+    model, x = mlp().to(dtype), numbers(5, 6).to(dtype)
+    base = copy.deepcopy(model)
+    source = dldw.MeZO(mean_square, directions=2, generator=torch.Generator(DEVICE).manual_seed(0))
+    learner = dldw.ForwardOnly(model, source, 0.01, log=tmp_path / "log")
+    for _ in range(5):
+        learner.step(x)
+    replayed = dldw.replay(base, tmp_path / "log")
+    assert all(torch.equal(replayed[name], p) for name, p in model.named_parameters())
+
+
+def test_an_estimate_is_measured_against_the_exact_gradient():
+    source = dldw.SPSA(mean_square, generator=torch.Generator(DEVICE).manual_seed(0))
+    found = dldw.quality(source, model=mlp(), batch=numbers(5, 6), draws=50)
+    assert 0 < found.cosine < 1
 
 
 @pytest.mark.parametrize("backward", ["reversible", "checkpoint"])
@@ -114,3 +151,19 @@ def test_the_random_numbers_of_a_key_are_made_there():
         assert abs(float(out.mean())) < 0.02
         assert abs(float(out.square().mean()) - 1) < 0.03
         assert torch.equal(out, dldw.noise.fill(torch.empty_like(out), distribution, (1, 2), 3))
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="tensors of one device always mix")
+def test_tensors_of_two_devices_do_not_mix():
+    with pytest.raises(RuntimeError, match="cpu"):
+        there(torch.ones(2)) + torch.ones(2)
+    with pytest.raises(dldw.DldwError, match="the generator is on cpu"):
+        dldw.SPSA(mean_square, generator=torch.Generator())(mlp(), numbers(5, 6))
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="there is an accelerator")
+@pytest.mark.skipif(standin.COMPILER is None, reason="no compiler to make the stand-in with")
+def test_all_of_this_holds_on_a_device_that_stands_in_for_an_accelerator():
+    command = [sys.executable, "-m", "pytest", "-p", "tests.standin", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert run.returncode == 0, run.stdout + run.stderr

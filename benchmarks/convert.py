@@ -2,10 +2,12 @@
 
 A small GPT-2 is pretrained on the characters of Python's own documentation (``pydoc_data``), then converted in every way, and
 fine-tuned on a part of the text it has not seen. Printed for each: how far the logits moved, the loss right after the
-conversion, the loss after fine-tuning, the allocator's peak and the time of a step, both over those of plain autograd.
+conversion, the loss after fine-tuning, the allocator's peak and the time of a step, both over those of plain autograd; the
+steps of all ways take turns, and the median of the rounds' ratios counts.
 
     pip install transformers
-    python benchmarks/convert.py [--layers 12] [--width 128] [--pretrain 600] [--finetune 150] [--out FILE]
+    python benchmarks/convert.py [--layers 12] [--width 128] [--pretrain 600] [--finetune 150] \
+        [--rounds 7] [--threads 2] [--out FILE]
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import argparse
 import copy
 import json
 import platform
+import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,16 +57,12 @@ def loss(model: nn.Module, data: Tensor, length: int) -> float:
     return sum(float(model(input_ids=ids, labels=ids, use_cache=False).loss) for _, ids in pairs) / 8
 
 
-def cost(model: nn.Module, ids: Tensor) -> tuple[int, float]:
-    def step() -> None:
-        model.zero_grad(set_to_none=False)
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-
-    model.train()
-    step()
+def step(model: nn.Module, ids: Tensor) -> float:
+    """The seconds of a forward and a backward pass."""
     start = time.perf_counter()
-    step()
-    return peak_bytes(step, model), time.perf_counter() - start
+    model.zero_grad(set_to_none=False)
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -73,7 +73,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pretrain", type=int, default=600)
     parser.add_argument("--finetune", type=int, default=150)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -90,7 +91,8 @@ def main() -> None:
     sample = next(batches(held, 3, *size))
     ways = [("plain", 0.0), ("checkpoint", 0.0)]
     ways += [(method, gamma) for method in ("bdia", "dr2net") for gamma in (0.5, 0.25, 0.125, 0.0625)]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    models = []
     for method, gamma in ways:
         tuned = copy.deepcopy(model)
         moved = 0.0
@@ -98,18 +100,22 @@ def main() -> None:
             tuned.gradient_checkpointing_enable({"use_reentrant": False})
         elif gamma:
             moved = convert(tuned, {"input_ids": sample}, method=method, gamma=gamma).moved
-        start = loss(tuned, held, arguments.length)
-        peak, seconds = cost(tuned, sample)
+        rows.append({"method": method, "gamma": gamma, "moved": moved, "loss": loss(tuned, held, arguments.length)})
+        tuned.train()
+        rows[-1]["peak_bytes"] = peak_bytes(lambda at=tuned: step(at, sample), tuned)
+        models.append(tuned)
+    rounds = [[step(tuned, sample) for tuned in models] for _ in range(arguments.rounds)]
+    for row, tuned, seconds in zip(rows, models, zip(*rounds, strict=True), strict=True):
+        row["seconds"] = statistics.median(seconds)
+        row["over_plain"] = statistics.median(s / times[0] for s, times in zip(seconds, rounds, strict=True))
         train(tuned, fresh, arguments.finetune, 3e-4, *size)
-        rows.append(
-            {"method": method, "gamma": gamma, "moved": moved, "loss": start, "peak_bytes": peak, "seconds": seconds}
-            | {"loss_after_finetuning": loss(tuned, held, arguments.length)}
-        )  # fmt: skip
-        r, plain = rows[-1], rows[0]
-        after, share = r["loss_after_finetuning"], peak / plain["peak_bytes"]
+        row["loss_after_finetuning"] = loss(tuned, held, arguments.length)
+        share = row["peak_bytes"] / rows[0]["peak_bytes"]
         print(
-            f"{method:10s} gamma {gamma:6.4f}  logits moved {moved:7.2%}  loss {start:.4f} -> {after:.4f}  "
-            f"peak {peak / 2**20:8.1f} MiB ({share:.2f})  step {seconds / plain['seconds']:.2f} × plain"
+            f"{row['method']:10s} gamma {row['gamma']:6.4f}  logits moved {row['moved']:7.2%}  "
+            f"loss {row['loss']:.4f} -> {row['loss_after_finetuning']:.4f}  "
+            f"peak {row['peak_bytes'] / 2**20:8.1f} MiB ({share:.2f})  step {row['over_plain']:.2f} × plain",
+            flush=True,
         )
     if arguments.out:
         machine = {"processor": platform.machine(), "threads": arguments.threads, "torch": torch.__version__}

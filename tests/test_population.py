@@ -38,6 +38,11 @@ def one_by_one(function, weights):
     return torch.stack([function([stack[i] for stack in stacks]) for i in range(MEMBERS)])
 
 
+def settings(moved):
+    """What its class is built of, after the weight."""
+    return moved.scales, *(t.float() for t in ((moved.z,) if isinstance(moved, DenseMoved) else (moved.a, moved.b)))
+
+
 def assert_same(function, *weights):
     with torch.no_grad():
         losses = population_losses(function, weights, MEMBERS)
@@ -75,6 +80,23 @@ def test_linear_after_linear(weight, shape):
         weight(2, 6),
         weight(2),
     )
+
+
+@pytest.mark.parametrize(
+    "make", [dense, low_rank, lambda *shape: random(MEMBERS, *shape)], ids=["dense", "low-rank", "stacked"]
+)
+def test_many_numbers_of_float32_by_other_libraries_are_right_to_their_bits(make):
+    def outputs(w, x):
+        return F.linear(F.linear(x, w[0], w[1]).tanh(), w[2]).tanh()
+
+    wide = [make(256, 20), make(256), make(32, 256)]
+    narrow = [w.float() if isinstance(w, torch.Tensor) else type(w)(w.weight.float(), *settings(w)) for w in wide]
+    x = torch.randn(90, 20, dtype=torch.float64)
+    with torch.no_grad():
+        found = population_losses(lambda w: outputs(w, x.float()), narrow, MEMBERS)
+        expected = one_by_one(lambda w: outputs(w, x), wide)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
 
 
 def test_linear_with_a_bias_that_no_member_changes(weight):

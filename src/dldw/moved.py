@@ -68,6 +68,23 @@ class Moved(ABC):
         return out.flatten(0, 1)
 
 
+def product(rows: Tensor, columns: Tensor) -> Tensor:
+    """rows [m, k] times columns [k, B], which lie one after the other: [m, B].
+
+    Large ones of float32 on the CPU go to oneDNN, by the operation that ``torch.compile`` makes of a linear layer: its
+    kernels are made for the processor at hand, where ``torch.mm`` takes twice the time on those that MKL is not written for.
+    """
+    many = rows.is_cpu and rows.dtype == columns.dtype == torch.float32 and len(rows) * columns.shape[1] >= _MANY
+    if many and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"):
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, columns.mT, None, "none", [], "")
+        return out
+    return torch.mm(rows, columns)
+
+
+_MANY = 1 << 16
+"""Numbers of a product from which the choice of its kernel matters."""
+
+
 class DenseMoved(Moved):
     """Directions in full.
 
@@ -99,7 +116,7 @@ class DenseMoved(Moved):
         return out.view(len(out), self.rows, -1, *out.shape[2:]).transpose(0, 1)
 
     def along(self, columns: Tensor, shift: Tensor | None = None) -> Tensor:
-        along = torch.mm(self.z.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
+        along = product(self.z.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
         return along if shift is None else along.add_(shift)
 
     def picked(self, index: Tensor) -> Tensor:
@@ -145,7 +162,7 @@ class LowRankMoved(Moved):
         return out.view(*out.shape[:3], *thin.shape[2:])
 
     def along(self, columns: Tensor, shift: Tensor | None = None) -> Tensor:
-        thin = torch.mm(self.b.mT.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
+        thin = product(self.b.mT.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
         if thin.shape[1] == 1:
             return self.a * thin if shift is None else torch.addcmul(shift, self.a, thin)
         return self.a @ thin if shift is None else torch.baddbmm(shift, self.a, thin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,7 +134,10 @@ def flops(action: Callable[[], None]) -> int:
     The counter sees what is dispatched below autograd, so batched (vmap), forward-mode and recomputed products count too;
     elementwise operations do not, on either side of a ratio.
     """
-    with FlopCounterMode(display=False) as counter:
+    formulas = {}
+    if torch.backends.mkldnn.is_available():  # what a population's large products go to, which torch does not count
+        formulas[torch.ops.mkldnn._linear_pointwise] = lambda x, w, *rest, **named: 2 * math.prod(x) * w[0]
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         action()
     return int(counter.get_total_flops())
 

@@ -605,9 +605,7 @@ def _rank(rank: int, directory: str) -> None:
     found = [z if p.grad is None else p.grad for p, z in zip(model.parameters(), zero, strict=True)]
     assert same(found, [z if g is None else g for g, z in zip(expected, zero, strict=True)]), "find_unused_parameters"
     dist.barrier()
-    os._exit(
-        0
-    )  # without the interpreter's teardown: there torch's gloo threads, still letting go of tensors, may abort
+    os._exit(0)  # no teardown of the interpreter, in which torch's gloo threads, still letting go of tensors, may abort
 
 
 def test_data_parallel_training_averages_the_gradients_also_unused_ones_and_without_sync(tmp_path):

@@ -219,7 +219,7 @@ class Evaluator:
         if key not in self._footprints:
             if len(self._footprints) > 64:
                 self._footprints.clear()
-            with _AllocatedBytes() as allocated:  # type: ignore[no-untyped-call]  # torch left its modes untyped
+            with _AllocatedBytes() as allocated:
                 objective.at(objective.weights.tensors)
             self._footprints[key] = allocated.bytes // getattr(objective.loss, "time_steps", 1)
         return self._footprints[key]
@@ -258,7 +258,9 @@ def _losses(objective: Objective, stacked: Sequence[Stacked], members: int) -> T
 class _AllocatedBytes(TorchDispatchMode):
     """Sums the bytes of every tensor made inside: an upper bound on what one forward pass holds at a time."""
 
-    bytes = 0
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+        self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

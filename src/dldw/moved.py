@@ -69,13 +69,14 @@ class Moved(ABC):
 
 
 def product(rows: Tensor, columns: Tensor) -> Tensor:
-    """rows [m, k] times columns [k, B], which lie one after the other: [m, B].
+    """rows [m, k] times columns [k, B], of any strides: [m, B].
 
     Large ones of float32 on the CPU go to oneDNN, by the operation that ``torch.compile`` makes of a linear layer: its
     kernels are made for the processor at hand, where ``torch.mm`` takes twice the time on those that MKL is not written for.
     """
     many = rows.is_cpu and rows.dtype == columns.dtype == torch.float32 and len(rows) * columns.shape[1] >= _MANY
-    if many and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"):
+    onednn = torch.backends.mkldnn
+    if many and onednn.is_available() and onednn.enabled and not torch.is_autocast_enabled("cpu"):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, columns.mT, None, "none", [], "")
         return out
     return torch.mm(rows, columns)

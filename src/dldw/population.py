@@ -286,9 +286,8 @@ def _tanh(rules: _Rules, input: Any) -> Any:
     one thread of processors that its library was not written for."""
     x, own = rules.split(input)
     rows = x.mT if own and not x.is_contiguous() else x
-    if not own or not x.is_cpu or x.dtype != torch.float32 or x.numel() < _MANY or not rows.is_contiguous():
-        return NotImplemented
-    if torch.get_num_threads() > _FEW_THREADS:
+    many = own and x.is_cpu and x.dtype == torch.float32 and x.numel() >= _MANY and rows.is_contiguous()
+    if not many or torch.get_num_threads() > _FEW_THREADS:
         return NotImplemented
     out = torch.empty_like(rows)
     np.tanh(rows.numpy(), out=out.numpy())

@@ -63,6 +63,8 @@ def begin() -> None:
     )
     torch._register_device_module("standin", module)
     torch.utils.generate_methods_for_privateuse1_backend()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    assert accelerator == torch.device("standin"), accelerator
     torch.__future__.set_swap_module_params_on_conversion(True)  # a weight that is moved stays the same, as elsewhere
 
 

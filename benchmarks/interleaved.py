@@ -21,7 +21,7 @@ def pin(threads: int) -> None:
 
 
 def serve(generations: Iterator[float], block: int = 1, first: int = 0) -> None:
-    """One block of generations for each line that comes in, and the seconds of one back.
+    """Says that it is ready; then one block of generations for each line that comes in, and the seconds of one back.
 
     Args:
         generations: Each one's seconds.
@@ -29,6 +29,7 @@ def serve(generations: Iterator[float], block: int = 1, first: int = 0) -> None:
         first: How many are run before and not counted: the sides before have left caches and memory to themselves, where
             a run of one method alone finds them as its last generation left them.
     """
+    print("ready", flush=True)
     for _ in sys.stdin:
         for _ in range(first):
             next(generations)
@@ -36,23 +37,27 @@ def serve(generations: Iterator[float], block: int = 1, first: int = 0) -> None:
 
 
 def measure(sides: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
-    """The seconds of each round, by side, of processes that take turns."""
+    """The seconds of each round, by side, of processes that take turns, also in starting."""
     times: dict[str, list[float]] = {side: [] for side in sides}
-    running = {
-        side: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for side, command in sides.items()
-    }
+    running = {}
+    for side, command in sides.items():
+        running[side] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        _answer(side, running[side])
     for _ in range(rounds):
         for side, process in running.items():
             time.sleep(0.01)  # the threads of the side before spin for a while when they have nothing to do
             print(file=process.stdin, flush=True)
-            line = process.stdout.readline()
-            if not line:
-                sys.exit(f"{side} has ended: see what it says above.")
-            times[side].append(float(line))
+            times[side].append(float(_answer(side, process)))
     for process in running.values():
         process.communicate()
     return times
+
+
+def _answer(side: str, process: subprocess.Popen[str]) -> str:
+    line = process.stdout.readline()
+    if not line:
+        sys.exit(f"{side} has ended: see what it says above.")
+    return line
 
 
 def milliseconds(times: Sequence[float]) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 Every contender trains on the same batches in turn, a block of them at a time, so that all suffer alike from whatever else the
 machine does; a ratio is taken block by block, and its median is printed with its quartiles. The limit is the four products
-that a step of CD-1 consists of, the last over data and samples at once and added to the weights. Peers that are not there
-are left out.
+that a step of CD-1 consists of, the last over data and samples at once and added to the weights, by ``torch.addmm``; beside
+it are the same by oneDNN, which is what ours go to. Peers that are not there are left out.
 
     pip install scikit-learn; pip install --no-deps learnergy rbms h5py    # the last two in an environment of their own
     python benchmarks/rbm.py [--threads 1] [--seconds 20] [--out benchmarks/results/rbm.json]
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 import dldw
+from dldw.gemm import product
 
 EXAMPLES, VISIBLE, HIDDEN, RATE = 60_000, 784, 256, 0.01
 Step = Callable[[Tensor], object]
@@ -41,6 +42,19 @@ def limit(batch: int) -> Step:
         torch.addmm(bias, h[batch:], weight, out=samples)
         torch.addmm(hidden_bias, v[batch:], weight.t(), out=out)
         weight.addmm_(h.t(), v, alpha=1e-9)
+
+    return step
+
+
+def limit_by_onednn(batch: int) -> Step:
+    weight, bias, hidden_bias = torch.randn(HIDDEN, VISIBLE) * 0.01, torch.zeros(VISIBLE), torch.zeros(HIDDEN)
+    v, h = torch.rand(2 * batch, VISIBLE), torch.rand(2 * batch, HIDDEN)
+
+    def step(x: Tensor) -> None:
+        product(x, weight.t(), hidden_bias)
+        product(h[batch:], weight, bias)
+        product(v[batch:], weight.t(), hidden_bias)
+        weight.sub_(product(h.t(), v), alpha=1e-9)
 
     return step
 
@@ -112,6 +126,7 @@ def rbms(batch: int) -> Step:
 
 CONTENDERS: dict[str, Callable[[int], Step]] = {
     "matrix products": limit,
+    "the same by oneDNN": limit_by_onednn,
     "dldw": ours,
     "dldw, SGD of torch.optim": with_optimizer,
     "dldw, gradient alone": source_alone,

@@ -199,7 +199,7 @@ def test_rotated_state_takes_the_rotated_step():
 
     def rotated(own):
         c = own["C"].tril() + own["C"].tril(-1).T
-        vectors = {name: own[name] @ q.T for name in ("m", "path_sigma", "path_c", "y")}
+        vectors = {name: own[name] @ q.T for name in ("m", "path_sigma", "path_c")}
         return own | vectors | {"C": q @ c @ q.T, "B": q @ own["B"]}
 
     other = start()
@@ -220,7 +220,6 @@ def test_the_order_of_candidates_changes_nothing(diagonal):
     losses, order = ellipsoid(one.ask()), torch.tensor([4, 0, 6, 2, 5, 1, 3])
     state = copy.deepcopy(one.state_dict())
     own = state["own"] | {"z": state["own"]["z"][order]}
-    own["y"][:-1] = own["y"][:-1][order].clone()
     other.load_state_dict(state | {"own": own, "asked": state["asked"][order]})
     one.tell(losses)
     other.tell(losses[order])

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 import dldw
 from dldw import evaluate
-from dldw.moved import DenseMoved, LowRankMoved, product
+from dldw.gemm import product
+from dldw.moved import DenseMoved, LowRankMoved
 from dldw.population import population_losses
 
 SCALES = [[0.3, -0.2, 0.5], [-0.3, 0.2, -0.5]]

@@ -119,7 +119,7 @@ def test_gaussian_units_given_the_hidden_ones_have_their_mean_and_variance():
     rbm = machine(2, 3, visible_units="gaussian", variance=0.25)
     h = torch.tensor([[1.0, 0.0, 1.0]], dtype=DOUBLE)
     mean = rbm.visible_bias + h @ rbm.weight
-    drawn = rbm.units.draw_(rbm.visible_mean(h).detach().repeat(40_000, 1), seeded())
+    drawn = rbm.units.draw(rbm.visible_mean(h).detach().repeat(40_000, 1), seeded())
     assert torch.allclose(drawn.mean(0), mean[0].detach(), atol=5 * 0.5 / 200)
     assert torch.allclose(drawn.var(0), torch.full((2,), 0.25, dtype=DOUBLE), rtol=5 * math.sqrt(2 / 40_000))
 

@@ -144,8 +144,7 @@ class Search:
             candidates = self.searcher.propose()
         n, remembered = len(candidates), self.searcher.remembered()
         again = remembered[1:] if self.hold == "best" else remembered  # the plain forward is that of the best
-        rows = torch.cat([candidates[:], again]) if len(again) else candidates
-        losses = np.array(self._evaluate.losses(objective, _Rows(weights, rows)))[:, 0]
+        losses = np.array(self._evaluate.losses(objective, _Rows(weights, candidates, again)))[:, 0]
         try:
             held = objective.plain()
         except NonFiniteLossError:
@@ -188,25 +187,32 @@ class Search:
 
 
 class _Rows:
-    """Candidate vectors [n, d] as weights."""
+    """Candidate vectors [n, d] as weights, and after them others [k, d]."""
 
     width = 1
 
-    def __init__(self, weights: Weights, vectors: Proposals) -> None:
-        self.weights, self.vectors = weights, vectors
+    def __init__(self, weights: Weights, vectors: Proposals, others: Tensor) -> None:
+        self.weights, self.vectors, self.others = weights, vectors, others
 
     @property
     def member_bytes(self) -> int:
         return 2 * self.weights.bytes
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return len(self.vectors) + len(self.others)
 
     def member(self, row: int, column: int) -> list[Tensor]:
-        return self.weights.split(self.vectors[row])
+        n = len(self.vectors)
+        return self.weights.split(self.vectors[row] if row < n else self.others[row - n])
 
     def stack(self, start: int, stop: int) -> Sequence[Stacked]:
-        return self.weights.split(self.vectors[start:stop])
+        n = len(self.vectors)
+        if stop <= n:
+            return self.weights.split(self.vectors[start:stop])
+        others = self.weights.split(self.others[max(start - n, 0) : stop - n])
+        if start >= n:
+            return others
+        return [torch.cat(parts) for parts in zip(self.weights.split(self.vectors[start:n]), others, strict=True)]
 
 
 OptimizerName = Literal["sgd", "adam"]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dldw.gemm import product
+
 Scales = list[list[float]]
 """Lengths of steps, one list for each column (the two sides of a difference, say), one number for each row."""
 
@@ -66,24 +68,6 @@ class Moved(ABC):
                 steps = torch.tensor(scale, dtype=along.dtype, device=along.device)
                 torch.addcmul(base, along, steps.view(-1, *[1] * (along.ndim - 1)), out=column)
         return out.flatten(0, 1)
-
-
-def product(rows: Tensor, columns: Tensor) -> Tensor:
-    """rows [m, k] times columns [k, B], of any strides: [m, B].
-
-    Large ones of float32 on the CPU go to oneDNN, by the operation that ``torch.compile`` makes of a linear layer: its
-    kernels are made for the processor at hand, where ``torch.mm`` takes twice the time on those that MKL is not written for.
-    """
-    many = rows.is_cpu and rows.dtype == columns.dtype == torch.float32 and len(rows) * columns.shape[1] >= _MANY
-    onednn = torch.backends.mkldnn
-    if many and onednn.is_available() and onednn.enabled and not torch.is_autocast_enabled("cpu"):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, columns.mT, None, "none", [], "")
-        return out
-    return torch.mm(rows, columns)
-
-
-_MANY = 1 << 16
-"""Numbers of a product from which the choice of its kernel matters."""
 
 
 class DenseMoved(Moved):

@@ -20,7 +20,8 @@ from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from dldw.moved import DenseMoved, LowRankMoved, Moved, Stacked, product
+from dldw.gemm import product
+from dldw.moved import DenseMoved, LowRankMoved, Moved, Stacked
 from dldw.perturbed import Perturbed, StandIn, packed_attention
 
 

@@ -232,13 +232,14 @@ def test_search_whose_candidates_all_fail_beside_a_good_incumbent_warns_and_keep
     assert "the loss of all 5 candidates is NaN or infinite; lower the searcher's sigma" in caplog.text
 
 
-def test_batched_search_equals_sequential():
+@pytest.mark.parametrize("rows", [1, 3, 100])  # three at a time: some passes have new candidates and old ones
+@pytest.mark.parametrize("make", [dldw.RandomSearch, dldw.ParticleSwarm])  # the swarm has old ones evaluated again
+def test_batched_search_equals_sequential(make, rows, monkeypatch):
+    monkeypatch.setattr(dldw.Evaluator, "_rows", lambda self, objective, candidates: rows)
     ends = []
     for evaluate in ("sequential", "batched"):
         problem = problems.mlp()
-        learner = dldw.Search(
-            problem.model, problem.loss, dldw.RandomSearch(sigma=0.3, generator=seeded()), evaluate=evaluate
-        )
+        learner = dldw.Search(problem.model, problem.loss, make(sigma=0.3, generator=seeded()), evaluate=evaluate)
         losses = run(learner, [problem.batch] * 4)
         ends.append((losses, [p.detach().clone() for p in problem.trainable]))
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-10)

@@ -127,7 +127,7 @@ class DeepBeliefNetwork(nn.Module):
         *lower, top = self
         v = top.sample(n, steps, generator=generator)
         for rbm in reversed(lower):
-            v = rbm.units.draw_(rbm.visible_mean(v), generator)
+            v = rbm.units.draw(rbm.visible_mean(v), generator)
         return v
 
     def sequential(self, outputs: int | None = None) -> nn.Sequential:

@@ -192,7 +192,7 @@ class _Path:
     def start(self, chains: int) -> tuple[Tensor, float]:
         """Draws at β = 0, and log Z there."""
         units = self.rbm.units
-        v = units.draw_(units.mean_(self.base.repeat(chains, 1)), self.generator)
+        v = units.draw(units.mean_(self.base.repeat(chains, 1)), self.generator)
         return v, float(units.log_integral(self.base, self.base)) + self.rbm.hidden * math.log(2)
 
     def log_density(self, v: Tensor, field: Tensor, beta: float) -> Tensor:
@@ -204,7 +204,7 @@ class _Path:
         """One Gibbs step at β from the state whose hidden fields are ``field``."""
         h = bernoulli((beta * field).sigmoid(), self.generator)
         mean = self.rbm.units.mean_(torch.addmm(self.bias(beta), h, self.rbm.weight, alpha=beta))
-        return self.rbm.units.draw_(mean, self.generator)
+        return self.rbm.units.draw(mean, self.generator)
 
 
 def _annealed(

@@ -155,7 +155,7 @@ class RBM(nn.Module):
             with torch.no_grad():
                 h = bernoulli(self(v), generator)
                 mean = self.visible_mean(h)
-                v = self.units.draw_(mean.clone(), generator)
+                v = self.units.draw(mean, generator)
                 if clamp is not None and free is not None:
                     mean, v = torch.where(free, mean, clamp), torch.where(free, v, clamp)
             yield mean, v
@@ -253,4 +253,4 @@ class RBM(nn.Module):
 
     @torch.no_grad()
     def _independent(self, n: int, generator: torch.Generator | None) -> Tensor:
-        return self.units.draw_(self.units.mean_(self.visible_bias.repeat(n, 1)), generator)
+        return self.units.draw(self.units.mean_(self.visible_bias.repeat(n, 1)), generator)

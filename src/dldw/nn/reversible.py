@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dldw.errors import DldwError
+from dldw.memory import keep_freed_memory
 from dldw.nn.replay import autocast_enabled
 from dldw.nn.tape import Streams, Tape
 
@@ -61,6 +62,7 @@ class Invertible(nn.Module):
         return torch.cat(streams, self.dim) if isinstance(y, Tensor) else streams
 
     def _run(self, x: Tensor | Streams, f_kwargs: Kwargs | None, g_kwargs: Kwargs | None) -> Any:
+        keep_freed_memory()
         first, second = self._streams(x)
         if autocast_enabled(first.device.type):  # low precision is for the branches: sums would lose what they add
             first, second = (s.float() if s.dtype in (torch.float16, torch.bfloat16) else s for s in (first, second))

@@ -36,8 +36,8 @@ class Units(nn.Module, ABC):
         """Puts E[v | h] in the place of the field."""
 
     @abstractmethod
-    def draw_(self, mean: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Puts a draw from p(v | h) in the place of ``mean`` = E[v | h]."""
+    def draw(self, mean: Tensor, generator: torch.Generator | None, *, out: Tensor | None = None) -> Tensor:
+        """A draw from p(v | h) with ``mean`` = E[v | h], into ``out`` where it is given, which may be ``mean`` itself."""
 
     @abstractmethod
     def bias_of(self, mean: Tensor) -> Tensor:
@@ -62,8 +62,8 @@ class BernoulliUnits(Units):
     def mean_(self, field: Tensor) -> Tensor:
         return field.sigmoid_()
 
-    def draw_(self, mean: Tensor, generator: torch.Generator | None) -> Tensor:
-        return bernoulli(mean, generator, out=mean)
+    def draw(self, mean: Tensor, generator: torch.Generator | None, *, out: Tensor | None = None) -> Tensor:
+        return bernoulli(mean, generator, out=out)
 
     def bias_of(self, mean: Tensor) -> Tensor:
         return mean.clamp(0.01, 0.99).logit()
@@ -102,9 +102,9 @@ class GaussianUnits(Units):
     def mean_(self, field: Tensor) -> Tensor:
         return field
 
-    def draw_(self, mean: Tensor, generator: torch.Generator | None) -> Tensor:
+    def draw(self, mean: Tensor, generator: torch.Generator | None, *, out: Tensor | None = None) -> Tensor:
         noise = torch.empty_like(mean).normal_(generator=generator)
-        return mean.addcmul_(noise, torch.exp(self.log_variance / 2))
+        return torch.addcmul(mean, noise, torch.exp(self.log_variance / 2), out=out)
 
     def bias_of(self, mean: Tensor) -> Tensor:
         return mean

@@ -93,16 +93,16 @@ class Covariance(ABC):
         """Decomposes C as it is now."""
 
     @abstractmethod
-    def shape(self, z: Tensor, out: Tensor) -> None:
-        """y = B D z for each row of ``z`` [n, d]."""
+    def points(self, m: Tensor, sigma: float, z: Tensor) -> Tensor:
+        """x = m + sigma B D z for each row of ``z`` [n, d]."""
 
     @abstractmethod
     def rotate(self, z: Tensor) -> Tensor:
-        """B z [d], which is C^(-1/2) y for y = B D z."""
+        """B z for each column of ``z`` [d, k]."""
 
     @abstractmethod
-    def update(self, decay: float, weights: Tensor, y: Tensor) -> None:
-        """C <- decay C + sum_i weights_i y_i y_iᵀ for the rows of ``y`` [n, d]."""
+    def update(self, decay: float, weights: Tensor, z: Tensor, rate: float, path: Tensor) -> None:
+        """C <- decay C + rate path pathᵀ + sum_i weights_i y_i y_iᵀ for y_i = B D z_i, as last decomposed."""
 
     @abstractmethod
     def axis(self, i: int) -> Tensor:
@@ -128,19 +128,28 @@ class Full(Covariance):
             )
         self.C = torch.eye(d, dtype=torch.float64, device=device)
         self.B, self.D = self.C.clone(), torch.ones(d, dtype=torch.float64, device=device)
+        self._y: Tensor | None = None  # of the points last made, and a row for the path: derived from z, so no state
 
     def refresh(self) -> None:
         values, self.B = torch.linalg.eigh(self.C)
         self.D = values.clamp_(min=1e-16 * float(values[-1])).sqrt_()
 
-    def shape(self, z: Tensor, out: Tensor) -> None:
-        torch.mm(z * self.D, self.B.T, out=out)
+    def points(self, m: Tensor, sigma: float, z: Tensor) -> Tensor:
+        self._y = self._shaped(z)
+        return torch.add(m, self._y[:-1], alpha=sigma)
+
+    def _shaped(self, z: Tensor) -> Tensor:
+        y = z.new_empty((len(z) + 1, len(self.D)))
+        torch.mm(z * self.D, self.B.T, out=y[:-1])
+        return y
 
     def rotate(self, z: Tensor) -> Tensor:
         return self.B @ z
 
-    def update(self, decay: float, weights: Tensor, y: Tensor) -> None:
-        weighted, d = weights[:, None] * y, len(self.C)
+    def update(self, decay: float, weights: Tensor, z: Tensor, rate: float, path: Tensor) -> None:
+        y = self._shaped(z) if self._y is None else self._y
+        y[-1] = path
+        weighted, d = torch.cat([weights, weights.new_tensor([rate])])[:, None] * y, len(self.C)
         for start in range(0, d, _BLOCK):  # blocks above the diagonal, which nobody reads, are left out
             stop = min(start + _BLOCK, d)
             self.C[start:stop, :stop].addmm_(weighted[:, start:stop].T, y[:, :stop], beta=decay)
@@ -162,14 +171,15 @@ class Diagonal(Covariance):
     def refresh(self) -> None:
         self.D = self.C.sqrt()
 
-    def shape(self, z: Tensor, out: Tensor) -> None:
-        torch.mul(z, self.D, out=out)
+    def points(self, m: Tensor, sigma: float, z: Tensor) -> Tensor:
+        return torch.addcmul(m, z, self.D, value=sigma)
 
     def rotate(self, z: Tensor) -> Tensor:
         return z
 
-    def update(self, decay: float, weights: Tensor, y: Tensor) -> None:
-        self.C.mul_(decay).add_(weights @ y.square())
+    def update(self, decay: float, weights: Tensor, z: Tensor, rate: float, path: Tensor) -> None:
+        spread = (weights @ z.square()).mul_(self.D).mul_(self.D)
+        self.C.mul_(decay).add_(spread).addcmul_(path, path, value=rate)
 
     def axis(self, i: int) -> Tensor:
         axis = torch.zeros_like(self.D)

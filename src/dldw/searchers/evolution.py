@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dldw.noise import normal
 from dldw.searchers.covariance import Constants, Covariance, Diagonal, Full
 
 TOLFUN, TOLFUNHIST, TOLX, TOLFACUPX, TOLUPSIGMA, CONDITIONCOV = 1e-11, 1e-12, 1e-12, 1e3, 1e20, 1e14
-_TENSORS = ("m", "path_sigma", "path_c", "z", "y")
+_TENSORS = ("m", "path_sigma", "path_c", "z")
 _NUMBERS = ("sigma", "generation", "refreshed", "lowest", "highest")
 _LONGEST = 20_000  # generations that stagnation looks back at most
 
@@ -36,9 +37,6 @@ class Evolution:
         self.covariance: Covariance = Diagonal(d, device) if diagonal else Full(d, device)
         self.path_sigma, self.path_c = torch.zeros_like(self.m), torch.zeros_like(self.m)
         self.z = self.m.new_zeros((population, d))
-        self.y = self.m.new_zeros(
-            (population + 1, d)
-        )  # the last row is the path, a vector of the update like the others
         self.generation, self.refreshed = 0, 0
         self.lowest, self.highest = -math.inf, math.inf  # losses of the last generation
         self.history: list[tuple[float, float]] = []  # best and median loss by generation
@@ -50,9 +48,8 @@ class Evolution:
             self.refreshed = self.generation
             self._balance()
         # drawn in float32, which takes a seventh of the time and resolves more than a sample of this size can tell
-        self.z.copy_(torch.empty_like(self.z, dtype=torch.float32).normal_(generator=generator))
-        self.covariance.shape(self.z, out=self.y[:-1])
-        return torch.add(self.m, self.y[:-1], alpha=self.sigma)
+        self.z.copy_(normal(torch.empty_like(self.z, dtype=torch.float32), generator))
+        return self.covariance.points(self.m, self.sigma, self.z)
 
     def _balance(self) -> None:
         """Moves the covariance's scale to sigma: on long runs the active update lets it drift, to 0 in the end."""
@@ -65,7 +62,7 @@ class Evolution:
 
     def learn(self, losses: Tensor) -> None:
         """The update of the method from the losses [n] of the points last sampled; if none is finite, they teach nothing."""
-        k, d, y = self.constants, len(self.m), self.y[:-1]
+        k, d, model = self.constants, len(self.m), self.covariance
         ranked, order = losses.sort(stable=True)
         values: list[float] = ranked.tolist()
         self.lowest, self.highest = values[0], values[-1]
@@ -76,23 +73,22 @@ class Evolution:
             return
 
         weights = torch.empty_like(k.weights).index_copy_(0, order, k.weights)
-        parents = weights.clamp(min=0)
-        step = parents @ y
+        mean = weights.clamp(min=0) @ self.z
+        drift, step = model.rotate(torch.stack([mean, mean * model.D], 1)).unbind(1)
         self.m.add_(step, alpha=self.sigma)
 
-        drift = self.covariance.rotate(parents @ self.z)
         self.path_sigma.mul_(1 - k.cs).add_(drift, alpha=math.sqrt(k.cs * (2 - k.cs) * k.mass))
         length = float(torch.linalg.vector_norm(self.path_sigma))
         settled = length / math.sqrt(1 - (1 - k.cs) ** (2 * self.generation)) < (1.4 + 2 / (d + 1)) * k.chi
         self.path_c.mul_(1 - k.cc)
         if settled:
             self.path_c.add_(step, alpha=math.sqrt(k.cc * (2 - k.cc) * k.mass))
-        self.y[-1] = self.path_c
 
-        scaled = torch.where(weights < 0, weights * d / self.z.square().sum(1).clamp_(min=1e-100), weights)
+        squares = torch.linalg.vector_norm(self.z, dim=1).square_().clamp_(min=1e-100)
+        scaled = torch.where(weights < 0, weights * d / squares, weights)
         lost = 0.0 if settled else k.cc * (2 - k.cc)
         decay = 1 - k.c1 * (1 - lost) - k.cmu * k.total
-        self.covariance.update(decay, torch.cat([scaled * k.cmu, scaled.new_tensor([k.c1])]), self.y)
+        model.update(decay, scaled * k.cmu, self.z, k.c1, self.path_c)
         self.sigma *= math.exp(min(1.0, k.cs / k.damping * (length / k.chi - 1)))
 
     def stop(self) -> dict[str, float]:

@@ -100,7 +100,7 @@ class ParticleSwarm(Searcher):
         self._fastest = half if half.ndim else float(half)  # clamping to a number takes a ninth of the time
         if self.sigma is not None and not self._box.bounded:
             self._fastest = 2 * self.sigma
-        self._block = max(1, (1 << 16) // x0.numel())
+        self._block = max(1, (1 << 20) // x0.numel())
         self._v = x0.new_zeros((self.particles, x0.numel()))
         self._losses = torch.full((self.particles,), torch.inf, dtype=torch.float64, device=x0.device)
 
@@ -111,7 +111,7 @@ class ParticleSwarm(Searcher):
             return self._x
         weights, social, x = random_bytes(2, self._x, generator), self._attractor(), torch.empty_like(self._x)
         share, pull = torch.empty_like(x[: self._block]), torch.empty_like(x[: self._block])
-        for start in range(0, self.particles, self._block):  # rows that fit into the processor's cache together
+        for start in range(0, self.particles, self._block):  # which bounds what is held beside the swarm
             at = slice(start, start + self._block)
             was, v = self._x[at], self._v[at].mul_(self.inertia)
             share, pull = share[: len(v)], pull[: len(v)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError, NonFiniteLossError
+from dldw.gemm import product
 from dldw.memory import keep_freed_memory
 from dldw.nn.likelihood import exact_log_partition
 from dldw.nn.rbm import RBM
@@ -86,13 +87,6 @@ class ContrastiveDivergence(GradientSource):
         keep_freed_memory()
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._learn(model, batch, None)
-
-    def descend(self, model: nn.Module, batch: Batch, lr: float) -> Tensor:
-        """See ``GradientSource.descend``: the product that the gradient of W is goes into W itself."""
-        return self._learn(model, batch, lr)
-
-    def _learn(self, model: nn.Module, batch: Batch, lr: float | None) -> Tensor:
         weights, rbm = self._prepare(model), _machine(model)
         v = _examples(rbm, batch)
         generator = self._generator_on(weights.device)
@@ -104,7 +98,7 @@ class ContrastiveDivergence(GradientSource):
                     f"the reconstruction error is {error}: the weights are not finite, or far too large; .grad is as it was. "
                     "Lower the learning rate, or standardise the data of Gaussian units."
                 )
-            phases.add_gradient(rbm, lr)
+            phases.add_gradient(rbm)
             if self.persistent:
                 self._state = state
         return torch.scalar_tensor(error, dtype=v.dtype, device=v.device)
@@ -114,7 +108,7 @@ class ContrastiveDivergence(GradientSource):
         weight, bias, hidden_bias, units = rbm.weight, rbm.visible_bias, rbm.hidden_bias, rbm.units
         transposed = weight.t()
         phases.v_data.copy_(v)
-        data = torch.addmm(hidden_bias, units.scaled(phases.v_data), transposed, out=phases.h_data).sigmoid_()
+        data = torch.sigmoid(product(units.scaled(phases.v_data), transposed, hidden_bias), out=phases.h_data)
         error, state = None, self._state
         if self.persistent:
             error = _squared_error(phases.v_data, rbm.visible_mean(data))
@@ -123,11 +117,11 @@ class ContrastiveDivergence(GradientSource):
             start = data if chains == len(v) else data[torch.arange(chains, device=v.device) % len(v)]
             state = bernoulli(start, generator)
         for step in range(self.k):
-            mean = units.mean_(torch.addmm(bias, state, weight, out=phases.v_model))
+            mean = units.mean_(product(state, weight, bias))
             if error is None:
                 error = _squared_error(phases.v_data, mean)
-            drawn = units.draw_(mean, generator)
-            model = torch.addmm(hidden_bias, units.scaled(drawn), transposed, out=phases.h_model).sigmoid_()
+            drawn = units.draw(mean, generator, out=phases.v_model)
+            model = torch.sigmoid(product(units.scaled(drawn), transposed, hidden_bias), out=phases.h_model)
             if self.persistent or step < self.k - 1:
                 state = bernoulli(model, generator)
         return error or 0.0, state
@@ -195,29 +189,20 @@ class _Phases:
         kept, same = self.v_data, self.h_model.shape == (chains, hidden)
         return same and kept.shape == v.shape and kept.dtype == v.dtype and kept.device == v.device
 
-    def add_gradient(self, rbm: RBM, lr: float | None) -> None:
-        """Adds the difference of the gradients of F to ``.grad``, or -lr times it to the parameters; ``h`` is spent."""
+    def add_gradient(self, rbm: RBM) -> None:
+        """Adds the difference of the gradients of F to ``.grad``; ``h`` is spent."""
         h, scaled, share = self.h.mul_(self.share), rbm.units.scaled(self.v), self.share.view(-1)
         if isinstance(rbm.units, GaussianUnits):  # first, as it is made from the others
             z, b = rbm.units.log_variance, rbm.visible_bias
-            _add(
-                z, lambda: (share @ (self.v - b).square() / 2 - ((h @ rbm.weight) * self.v).sum(0)) * torch.exp(-z), lr
-            )
-        _add(rbm.visible_bias, lambda: torch.mv(scaled.t(), share), lr)
-        _add(rbm.hidden_bias, lambda: h.sum(0), lr)
-        if lr is None or not rbm.weight.requires_grad:
-            _add(rbm.weight, lambda: torch.mm(h.t(), scaled), lr)
-        else:
-            rbm.weight.addmm_(h.t(), scaled, alpha=-lr).grad = None
+            _add(z, lambda: (share @ (self.v - b).square() / 2 - ((h @ rbm.weight) * self.v).sum(0)) * torch.exp(-z))
+        _add(rbm.visible_bias, lambda: torch.mv(scaled.t(), share))
+        _add(rbm.hidden_bias, lambda: h.sum(0))
+        _add(rbm.weight, lambda: product(h.t(), scaled))
 
 
-def _add(p: nn.Parameter, gradient: Callable[[], Tensor], lr: float | None) -> None:
-    if not p.requires_grad:
-        return
-    if lr is None:
+def _add(p: nn.Parameter, gradient: Callable[[], Tensor]) -> None:
+    if p.requires_grad:
         add_to_grad(p, gradient())
-    else:
-        p.sub_(gradient(), alpha=lr).grad = None
 
 
 def _machine(model: nn.Module) -> RBM:

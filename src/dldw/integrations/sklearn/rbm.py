@@ -14,6 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dldw.errors import DldwError
+from dldw.gemm import product
 from dldw.learner import Descent
 from dldw.nn.likelihood import LogPartition, log_partition
 from dldw.nn.rbm import RBM
@@ -112,7 +113,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """p(h = 1 | v) for X [n, n_features], [n, n_components]."""
         X = self._fitted(X)
         weight, bias = (p.detach().to(X.dtype) for p in (self.rbm_.weight, self.rbm_.hidden_bias))
-        found: np.ndarray = torch.addmm(bias, X, weight.t()).sigmoid_().numpy()
+        found: np.ndarray = product(X, weight.t(), bias).sigmoid_().numpy()
         return found
 
     def score_samples(self, X: Any) -> np.ndarray:

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear``: input [.., k] times weight [m, k] transposed, of any strides, plus ``bias`` [m]: [.., m].
+
+    Large ones of float32 on the CPU go to oneDNN, by the operation that ``torch.compile`` makes of a linear layer: its
+    kernels are made for the processor at hand, where torch's own take twice the time on those that MKL is not written for.
+    """
+    single = input.is_cpu and input.dtype == weight.dtype == torch.float32 and input.ndim > 1
+    many = single and input.numel() * len(weight) >= _MANY
+    if many and all(_is_plain(t) for t in (input, weight, bias)) and _onednn_may():
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+        return out
+    return F.linear(input, weight, bias)
 
 
 def product(rows: Tensor, columns: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows [m, k] times columns [k, n], of any strides, plus ``bias`` [n] in each row: [m, n].
-
-    Large ones of float32 on the CPU go to oneDNN, by the operation that ``torch.compile`` makes of a linear layer: its
-    kernels are made for the processor at hand, where ``torch.mm`` takes twice the time on those that MKL is not written for.
-    """
-    many = rows.is_cpu and rows.dtype == columns.dtype == torch.float32 and rows.numel() * columns.shape[1] >= _MANY
-    onednn = torch.backends.mkldnn
-    if many and onednn.is_available() and onednn.enabled and not torch.is_autocast_enabled("cpu"):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, columns.mT, bias, "none", [], "")
-        return out
-    return torch.mm(rows, columns) if bias is None else torch.addmm(bias, rows, columns)
+    """rows [m, k] times columns [k, n], of any strides, plus ``bias`` [n] in each row: [m, n]. See ``linear``."""
+    return linear(rows, columns.mT, bias)
 
 
 _MANY = 1 << 20
 """Multiplications from which the choice of the kernel matters."""
+
+
+def _is_plain(t: Tensor | None) -> bool:
+    """Whether it is a tensor itself, none of vmap's or of another subclass, which have rules for ``F.linear``."""
+    return t is None or (type(t) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(t))
+
+
+def _onednn_may() -> bool:
+    """Whether oneDNN is there and switched on, and neither autograd nor autocast, for which it has no rule, watches."""
+    onednn = torch.backends.mkldnn
+    watched = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+    return bool(onednn.is_available() and onednn.enabled) and not watched

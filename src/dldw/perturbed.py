@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from dldw import noise
+from dldw.gemm import linear, product
 
 _log = logging.getLogger("dldw")
 
@@ -122,7 +123,7 @@ def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:
     rows = input.numel() // max(1, input.shape[-1])
     if _cheap(weight.weight, min(SMALL, rows * sum(weight.shape))):
         return F.linear(input, weight.materialised(), _dense(bias))
-    return _plus(F.linear(input, weight.weight, _dense(bias)), input @ weight.b, weight.a)
+    return _plus(linear(input, weight.weight, _dense(bias)), input @ weight.b, weight.a)
 
 
 def _cheap(weight: Tensor, numbers: int) -> bool:
@@ -142,13 +143,16 @@ SMALL = 1 << 16
 def _matmul(x: Any, weight: Any) -> Any:
     if isinstance(x, Perturbed) or not isinstance(weight, Perturbed) or weight.weight.ndim != 2:
         return NotImplemented
-    return _plus(torch.matmul(x, weight.weight), x @ weight.a, weight.b)
+    return _plus(linear(x, weight.weight.mT), x @ weight.a, weight.b)
 
 
 def _addmm(bias: Any, x: Any, weight: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     if isinstance(x, Perturbed) or not isinstance(weight, Perturbed):
         return NotImplemented
-    return _plus(torch.addmm(_dense(bias), x, weight.weight, beta=beta, alpha=alpha), alpha * (x @ weight.a), weight.b)
+    bias = _dense(bias)
+    if bias.ndim == 1 and beta == alpha == 1:
+        return _plus(product(x, weight.weight, bias), x @ weight.a, weight.b)
+    return _plus(torch.addmm(bias, x, weight.weight, beta=beta, alpha=alpha), alpha * (x @ weight.a), weight.b)
 
 
 def _embedding(

@@ -20,7 +20,7 @@ from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from dldw.gemm import product
+from dldw.gemm import linear, product
 from dldw.moved import DenseMoved, LowRankMoved, Moved, Stacked
 from dldw.perturbed import Perturbed, StandIn, packed_attention
 
@@ -181,7 +181,7 @@ def _product(rules: _Rules, input: Any, weight: Any, bias: Any, transposed: bool
         out = _shared(rules, columns, w, moved, bias)
     elif isinstance(moved, LowRankMoved) and not (len(examples) == 1 and examples[0] > 1 and w.numel() <= _LARGE):
         shift, own_bias = rules.split(bias)
-        out = F.linear(x, w, None if own_bias else shift)  # one product for all members
+        out = linear(x, w, None if own_bias else shift)  # one product for all members
         moved.add_to_rows(
             out.view(len(x), -1, out.shape[-1]), x.reshape(len(x), -1, x.shape[-1]), shift if own_bias else None
         )

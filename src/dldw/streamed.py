@@ -14,6 +14,7 @@ from torch import Tensor
 from dldw import noise
 from dldw.directions import Dense, Directions, Drawn, wide
 from dldw.errors import DldwError
+from dldw.gemm import linear
 from dldw.moved import DenseMoved, Scales, Stacked
 from dldw.noise import Distribution, Key, Rows, draw_keys, fill, tiles
 from dldw.perturbed import StandIn, product_rules
@@ -234,10 +235,7 @@ def _by_outputs(x: Tensor, weight: Moving, bias: Tensor | None) -> Tensor:
     out = x.new_empty((*x.shape[:-1], height))
     inputs, outputs = x.reshape(-1, x.shape[-1]), out.view(-1, height)
     for rows, w in weight.moved():
-        if bias is None:
-            torch.mm(inputs, w.mT, out=outputs[:, rows])
-        else:
-            torch.addmm(bias[rows], inputs, w.mT, out=outputs[:, rows])
+        outputs[:, rows] = linear(inputs, w, None if bias is None else bias[rows])
     return out
 
 

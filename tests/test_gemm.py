@@ -1,0 +1,77 @@
+"""Products that go to oneDNN where it may, and to torch where something watches: they are right either way."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dldw.gemm import linear, product
+
+
+class Operations(TorchDispatchMode):
+    """The names of the operations that ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def made(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def assert_right(found, x, w, bias=None):
+    expected = F.linear(x.double(), w.double(), None if bias is None else bias.double())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "transposed": lambda t: t.mT.contiguous().mT,
+    "expanded": lambda t: t[:1].expand(len(t), -1),
+    "every other": lambda t: t.repeat_interleave(2, 1)[:, ::2],
+}
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.parametrize("bias", [None, made(400)], ids=["no bias", "bias"])
+@pytest.mark.parametrize("of_weight", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("of_input", LAYOUTS.values(), ids=LAYOUTS)
+def test_large_ones_go_to_onednn_in_any_layout(of_input, of_weight, bias):
+    x, w = of_input(made(300, 24)), of_weight(made(400, 24))
+    with torch.no_grad(), Operations() as ran:
+        assert_right(product(x, w.mT, bias), x, w, bias)
+        assert_right(linear(x.view(3, 100, 24) if x.is_contiguous() else x, w, bias).flatten(0, -2), x, w, bias)
+    assert ran.names.count("mkldnn::_linear_pointwise") == 2
+
+
+def test_small_ones_and_other_types_are_torchs(monkeypatch):
+    x, w = made(300, 24), made(400, 24)
+    with torch.no_grad(), Operations() as ran:
+        linear(x[:2], w), linear(x.double(), w.double()), linear(x.bfloat16(), w.bfloat16()), linear(x[0], w)
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+        linear(x, w)
+    assert "mkldnn::_linear_pointwise" not in ran.names
+
+
+def test_autograd_follows_it():
+    x, w = made(300, 24), made(400, 24).requires_grad_()
+    linear(x, w).square().sum().backward()
+    expected = torch.func.grad(lambda w: F.linear(x.double(), w).square().sum())(w.detach().double())
+    torch.testing.assert_close(w.grad.double(), expected, rtol=1e-4, atol=1e-2)
+
+
+@torch.no_grad()
+def test_vmap_autocast_and_forward_mode_see_it():
+    x, w = made(5, 300, 24), made(5, 400, 24)
+    together = torch.vmap(linear)(x, w)
+    for found, each, own in zip(together, x, w, strict=True):
+        assert_right(found, each, own)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x[0], w[0]).dtype == torch.bfloat16
+    _, tangent = torch.func.jvp(lambda w: linear(x[0], w), (w[0],), (w[1],))
+    assert_right(tangent, x[0], w[1])

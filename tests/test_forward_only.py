@@ -17,13 +17,14 @@ from torch import nn
 import dldw
 from dldw import noise
 from dldw.directional import Directional
-from dldw.directions import Gaussian, RandomCoordinates
+from dldw.directions import Drawn, Gaussian, RandomCoordinates
 from dldw.low_rank import LowRank
 from dldw.noise import draw_keys, wind
 from dldw.runlog import digest, read
 from dldw.slopes import Central, OneSided, Uniform
 from dldw.streamed import Streamed
 from dldw.update import rounded
+from dldw.weights import Weights
 from tests.contract.checks import seeded
 
 
@@ -173,6 +174,7 @@ def test_small_updates_of_bfloat16_weights_are_lost_unless_rounding_keeps_them(r
 
     class Ones:
         count = 1
+        add_to = Drawn.add_to
 
         def sums(self, weights, coefficients):
             yield 0, ..., torch.full_like(model.weight, coefficients[0], dtype=torch.float32)
@@ -184,6 +186,21 @@ def test_small_updates_of_bfloat16_weights_are_lost_unless_rounding_keeps_them(r
         assert mean == pytest.approx(1 - 2000e-6, abs=3e-4 if rounding == "stochastic" else 2.0**-8)
     else:
         assert mean == 1.0
+
+
+@pytest.mark.parametrize("directions", [1, 3])
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_what_is_added_to_weights_is_rounded_once_and_with_its_coefficients_in_full(dtype, rank, directions):
+    model = nn.Linear(300, 700, bias=False).to(dtype)
+    drawn = LowRank(directions, rank).draw(Weights.of(model), seeded(0), 0, directions)
+    coefficients = [1.2345e-3, -0.0301, 0.271][:directions]
+    a, b = (f.double() for f in drawn.factors[0])
+    exact = model.weight.detach().double() + sum(c * a[i] @ b[i].T for i, c in enumerate(coefficients))
+    moved = model.weight.detach().clone()
+    drawn.add_to([moved], Weights.of(model), coefficients)
+    assert (moved != exact.to(dtype)).double().mean() < (2e-3 if dtype != torch.float32 else 0.5)
+    torch.testing.assert_close(moved.double(), exact, rtol=1.01 * torch.finfo(dtype).eps / 2, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

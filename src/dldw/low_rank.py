@@ -120,13 +120,22 @@ class LowRankDrawn(Drawn):
                     yield i, rows, (a[rows] @ b.mT).view(-1, *p.shape[1:])
 
     def add_to(self, tensors: Sequence[Tensor], weights: Weights, coefficients: list[float]) -> None:
-        for t, factors in zip(tensors, self._summed(weights, coefficients), strict=True):
-            if isinstance(factors, Tensor):
-                t.add_(factors)
-            elif t.ndim == 2 or t.is_contiguous():
-                t.view(t.shape[0], -1).addmm_(factors[0].to(t.dtype), factors[1].mT.to(t.dtype))
+        for t, factors, summed in zip(tensors, self.factors, self._summed(weights, coefficients), strict=True):
+            if isinstance(summed, Tensor):
+                t.add_(summed)
+                continue
+            a, b = summed
+            if t.ndim > 2 and not t.is_contiguous():
+                t.add_((a @ b.mT).view(t.shape))
+                continue
+            matrix = t.view(len(a), len(b))
+            if a.shape[1] == 1:  # in 16 bits, too, rounded once and with the coefficient in full
+                matrix.addcmul_(factors[0][0], factors[1][0].mT, value=coefficients[0])
+            elif t.element_size() > 2:
+                matrix.addmm_(a.to(t.dtype), b.mT.to(t.dtype))
             else:
-                t.add_((factors[0] @ factors[1].mT).view(t.shape))
+                for rows in tiles(matrix, _CACHED):
+                    matrix[rows].add_(a[rows] @ b.mT)
 
     def _summed(self, weights: Weights, coefficients: list[float]) -> Iterator[_Factors]:
         """The sum of coefficients[i] * z_i: a vector [*shape], or factors [m, n r] and [k, n r] of a matrix."""

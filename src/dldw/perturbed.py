@@ -244,7 +244,11 @@ def _plus(y: Tensor, thin: Tensor, factor: Tensor) -> Tensor:
     thin, rows = thin.to(y.dtype), factor.mT.to(y.dtype)  # autocast makes products of the lower precision
     if torch._C._functorch.maybe_current_level() is None and not torch.is_grad_enabled():
         thin = thin.reshape(-1, thin.shape[-1])
-        y.view(len(thin), y.shape[-1]).addmm_(thin, rows)
+        matrix = y.view(len(thin), y.shape[-1])
+        if thin.shape[-1] == 1 and y.element_size() > 2:  # in 16 bits a pass converts, and the product does not
+            matrix.addcmul_(thin, rows)
+        else:
+            matrix.addmm_(thin, rows)
         return y
     return torch.addcmul(y, thin, rows.squeeze(0)) if thin.shape[-1] == 1 else y + thin @ rows
 

@@ -63,22 +63,6 @@ class GradientSource(ABC):
             DldwError: Nothing can be trained, or model, batch and generator do not fit together.
         """
 
-    def descend(self, model: nn.Module, batch: Batch, lr: float) -> Tensor:
-        """w ← w - lr · ghat, which leaves ``.grad`` empty; returns and raises what the call does.
-
-        A source that can change the weights without storing an estimate as large as they are does so here.
-        """
-        weights = Weights.of(model).tensors
-        for p in weights:
-            p.grad = None
-        loss = self(model, batch)
-        with torch.no_grad():
-            for p in weights:
-                if p.grad is not None:
-                    p.sub_(p.grad, alpha=lr)
-                    p.grad = None
-        return loss
-
     @property
     def additive(self) -> bool:
         """Whether estimates of micro-batches add up (see ``Card.additive``)."""

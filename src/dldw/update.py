@@ -41,7 +41,8 @@ class Update:
         self._moments = [torch.zeros_like(p, dtype=wide(p), requires_grad=False) for p in self._if(momentum > 0)]
         compensated = rounding == "compensated"
         self._lost = [torch.zeros_like(p, requires_grad=False) for p in self._if(compensated)]
-        self._direct = not self._moments and all(p.element_size() > 2 for p in weights.tensors)
+        to_the_nearest = rounding == "nearest" or all(p.element_size() > 2 for p in weights.tensors)
+        self._direct = not self._moments and to_the_nearest
 
     def _if(self, kept: bool) -> Iterable[Tensor]:
         return self.weights.tensors if kept else ()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dldw import AccumulationError, DldwError, NonFiniteLossError
+from dldw import AccumulationError, Descent, DldwError, NonFiniteLossError
 from dldw.source import GradientSource
 from tests.contract import problems
 from tests.contract.problems import Problem
@@ -151,15 +151,15 @@ def adds_to_what_grad_holds(make: Make) -> None:
 
 
 def descends_by_what_it_estimates(make: Make) -> None:
-    """``descend`` moves the weights by -lr times the estimate, and leaves no gradient, whatever ``.grad`` held."""
+    """Plain descent moves the weights by -lr times the estimate, and leaves no gradient, whatever ``.grad`` held."""
     problem = home(make)
     before, ghat = [p.detach().clone() for p in problem.trainable], estimate(make, problem)
-    loss = make(problem.loss, seeded()).descend(problem.model, problem.batch, 0.1)
-    assert loss.shape == (), "descend returns the mean loss"
-    assert not loss.requires_grad, "descend returns the loss with its graph"
-    assert all(p.grad is None for p in problem.trainable), "descend leaves a gradient"
+    loss = Descent(problem.model, make(problem.loss, seeded()), 0.1).step(problem.batch)
+    assert loss.shape == (), "plain descent returns the mean loss"
+    assert not loss.requires_grad, "plain descent returns the loss with its graph"
+    assert all(p.grad is None for p in problem.trainable), "plain descent leaves a gradient"
     expected = [p - 0.1 * g for p, g in zip(before, ghat, strict=True)]
-    assert close(list(problem.trainable), expected), "descend moves the weights by something else than -lr * ghat"
+    assert close(list(problem.trainable), expected), "plain descent moves the weights by something else than -lr * ghat"
 
 
 def micro_batches_add_up_to_their_union(make: Make) -> None:

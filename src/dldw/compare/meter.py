@@ -135,7 +135,7 @@ def flops(action: Callable[[], None]) -> int:
     elementwise operations do not, on either side of a ratio.
     """
     formulas = {}
-    if torch.backends.mkldnn.is_available():  # what a population's large products go to, which torch does not count
+    if torch.backends.mkldnn.is_available():  # what large products go to, which torch does not count
         formulas[torch.ops.mkldnn._linear_pointwise] = lambda x, w, *rest, **named: 2 * math.prod(x) * w[0]
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         action()

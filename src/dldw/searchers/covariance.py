@@ -97,8 +97,8 @@ class Covariance(ABC):
         """x = m + sigma B D z for each row of ``z`` [n, d]."""
 
     @abstractmethod
-    def rotate(self, z: Tensor) -> Tensor:
-        """B z for each column of ``z`` [d, k]."""
+    def moves(self, weights: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """B and B D times the sum of weights_i z_i, two vectors [d]."""
 
     @abstractmethod
     def update(self, decay: float, weights: Tensor, z: Tensor, rate: float, path: Tensor) -> None:
@@ -128,23 +128,23 @@ class Full(Covariance):
             )
         self.C = torch.eye(d, dtype=torch.float64, device=device)
         self.B, self.D = self.C.clone(), torch.ones(d, dtype=torch.float64, device=device)
-        self._y: Tensor | None = None  # of the points last made, and a row for the path: derived from z, so no state
+        self._y: Tensor | None = None  # of the points last made, and a row for the path: no state, as z gives it
 
     def refresh(self) -> None:
         values, self.B = torch.linalg.eigh(self.C)
         self.D = values.clamp_(min=1e-16 * float(values[-1])).sqrt_()
 
     def points(self, m: Tensor, sigma: float, z: Tensor) -> Tensor:
-        self._y = self._shaped(z)
-        return torch.add(m, self._y[:-1], alpha=sigma)
+        return torch.add(m, self._shaped(z)[:-1], alpha=sigma)
 
     def _shaped(self, z: Tensor) -> Tensor:
-        y = z.new_empty((len(z) + 1, len(self.D)))
+        y = self._y = z.new_empty((len(z) + 1, len(self.D))) if self._y is None else self._y
         torch.mm(z * self.D, self.B.T, out=y[:-1])
         return y
 
-    def rotate(self, z: Tensor) -> Tensor:
-        return self.B @ z
+    def moves(self, weights: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        y = self._shaped(z) if self._y is None else self._y
+        return self.B @ (weights @ z), weights @ y[:-1]
 
     def update(self, decay: float, weights: Tensor, z: Tensor, rate: float, path: Tensor) -> None:
         y = self._shaped(z) if self._y is None else self._y
@@ -174,8 +174,9 @@ class Diagonal(Covariance):
     def points(self, m: Tensor, sigma: float, z: Tensor) -> Tensor:
         return torch.addcmul(m, z, self.D, value=sigma)
 
-    def rotate(self, z: Tensor) -> Tensor:
-        return z
+    def moves(self, weights: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean = weights @ z
+        return mean, mean * self.D
 
     def update(self, decay: float, weights: Tensor, z: Tensor, rate: float, path: Tensor) -> None:
         spread = (weights @ z.square()).mul_(self.D).mul_(self.D)

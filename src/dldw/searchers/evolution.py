@@ -73,8 +73,7 @@ class Evolution:
             return
 
         weights = torch.empty_like(k.weights).index_copy_(0, order, k.weights)
-        mean = weights.clamp(min=0) @ self.z
-        drift, step = model.rotate(torch.stack([mean, mean * model.D], 1)).unbind(1)
+        drift, step = model.moves(weights.clamp(min=0), self.z)
         self.m.add_(step, alpha=self.sigma)
 
         self.path_sigma.mul_(1 - k.cs).add_(drift, alpha=math.sqrt(k.cs * (2 - k.cs) * k.mass))

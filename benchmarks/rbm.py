@@ -32,9 +32,14 @@ EXAMPLES, VISIBLE, HIDDEN, RATE = 60_000, 784, 256, 0.01
 Step = Callable[[Tensor], object]
 
 
-def limit(batch: int) -> Step:
+def operands(batch: int) -> tuple[Tensor, ...]:
+    """W and both biases; visible and hidden units of data and samples."""
     weight, bias, hidden_bias = torch.randn(HIDDEN, VISIBLE) * 0.01, torch.zeros(VISIBLE), torch.zeros(HIDDEN)
-    v, h = torch.rand(2 * batch, VISIBLE), torch.rand(2 * batch, HIDDEN)
+    return weight, bias, hidden_bias, torch.rand(2 * batch, VISIBLE), torch.rand(2 * batch, HIDDEN)
+
+
+def limit(batch: int) -> Step:
+    weight, bias, hidden_bias, v, h = operands(batch)
     out, samples = torch.empty(batch, HIDDEN), torch.empty(batch, VISIBLE)
 
     def step(x: Tensor) -> None:
@@ -47,8 +52,7 @@ def limit(batch: int) -> Step:
 
 
 def limit_by_onednn(batch: int) -> Step:
-    weight, bias, hidden_bias = torch.randn(HIDDEN, VISIBLE) * 0.01, torch.zeros(VISIBLE), torch.zeros(HIDDEN)
-    v, h = torch.rand(2 * batch, VISIBLE), torch.rand(2 * batch, HIDDEN)
+    weight, bias, hidden_bias, v, h = operands(batch)
 
     @torch.no_grad()
     def step(x: Tensor) -> None:

@@ -72,6 +72,12 @@ _CACHED = 1 << 17
 """Numbers of a product of factors that stay in the processor's cache until they are added to a weight."""
 
 
+def _pieces(p: Tensor, a: Tensor, b: Tensor) -> Iterator[tuple[Rows, Tensor]]:
+    """A Bᵀ in the shape of ``p``, some rows at a time."""
+    for rows in tiles(p, _CACHED):
+        yield rows, (a[rows] @ b.mT).view(-1, *p.shape[1:])
+
+
 def _sizes(p: Tensor, rank: int) -> list[int]:
     return [p.numel()] if p.ndim < 2 else [p.shape[0] * rank, p.numel() // p.shape[0] * rank]
 
@@ -115,9 +121,7 @@ class LowRankDrawn(Drawn):
             if isinstance(factors, Tensor):
                 yield i, ..., factors
             else:
-                a, b = factors
-                for rows in tiles(p, _CACHED):
-                    yield i, rows, (a[rows] @ b.mT).view(-1, *p.shape[1:])
+                yield from ((i, rows, total) for rows, total in _pieces(p, *factors))
 
     def add_to(self, tensors: Sequence[Tensor], weights: Weights, coefficients: list[float]) -> None:
         for t, factors, summed in zip(tensors, self.factors, self._summed(weights, coefficients), strict=True):
@@ -125,17 +129,14 @@ class LowRankDrawn(Drawn):
                 t.add_(summed)
                 continue
             a, b = summed
-            if t.ndim > 2 and not t.is_contiguous():
-                t.add_((a @ b.mT).view(t.shape))
-                continue
-            matrix = t.view(len(a), len(b))
-            if a.shape[1] == 1:  # in 16 bits, too, rounded once and with the coefficient in full
-                matrix.addcmul_(factors[0][0], factors[1][0].mT, value=coefficients[0])
-            elif t.element_size() > 2:
-                matrix.addmm_(a.to(t.dtype), b.mT.to(t.dtype))
+            in_view, single = t.ndim == 2 or t.is_contiguous(), a.shape[1] == 1
+            if not in_view or (t.element_size() == 2 and not single):
+                for rows, total in _pieces(t, a, b):
+                    t[rows].add_(total)
+            elif single:  # in 16 bits, too, rounded once and with the coefficient in full
+                t.view(len(a), len(b)).addcmul_(factors[0][0], factors[1][0].mT, value=coefficients[0])
             else:
-                for rows in tiles(matrix, _CACHED):
-                    matrix[rows].add_(a[rows] @ b.mT)
+                t.view(len(a), len(b)).addmm_(a.to(t.dtype), b.mT.to(t.dtype))
 
     def _summed(self, weights: Weights, coefficients: list[float]) -> Iterator[_Factors]:
         """The sum of coefficients[i] * z_i: a vector [*shape], or factors [m, n r] and [k, n r] of a matrix."""

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dldw.gemm import linear, product
+from dldw.gemm import linear, product, product_beside
 
 
 class Operations(TorchDispatchMode):
@@ -75,3 +75,25 @@ def test_vmap_autocast_and_forward_mode_see_it():
         assert linear(x[0], w[0]).dtype == torch.bfloat16
     _, tangent = torch.func.jvp(lambda w: linear(x[0], w), (w[0],), (w[1],))
     assert_right(tangent, x[0], w[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize(
+    ("lead", "bias"),
+    [(lead, bias) for lead in [(), (5,), (2, 5), (0, 5)] for bias in (None, (40,))] + [((2, 5), (2, 1, 40))],
+    ids=str,
+)
+def test_what_is_thin_is_added_in_16_bits_with_two_roundings(dtype, rank, lead, bias):
+    rows, columns, thin = made(*lead, 24).to(dtype), made(24, 40).to(dtype), (0.1 * made(*lead, rank)).to(dtype)
+    factor = made(*lead[:1] if bias == (2, 1, 40) else (), rank, 40).to(dtype)
+    shift = None if bias is None else made(*bias).to(dtype)
+    wide = torch.zeros(()) if shift is None else shift.double()
+    small = thin.double() @ factor.double() + wide
+    exact = rows.double() @ columns.double() + small
+    with torch.no_grad():
+        found = product_beside(rows, columns, shift, thin, factor)
+    assert found.dtype == dtype
+    assert found.shape == (*lead, 40)
+    unit = torch.finfo(dtype).eps
+    assert ((found.double() - exact).abs() <= unit * (exact.abs() + small.abs() + wide.abs()) + 1e-5).all()

@@ -76,6 +76,28 @@ def test_products(rank):
 
 
 @RANKS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_in_16_bits(rank, dtype):
+    made = stand_in(6, 4, rank=rank)
+    w = Perturbed(made.weight.to(dtype), (0.1 * made.a).to(dtype), made.b.to(dtype))
+    for operation in (
+        lambda x, b, w: F.linear(x, w, b),
+        lambda x, b, w: F.linear(x, w),
+        lambda x, b, w: x @ w.mT,
+        lambda x, b, w: torch.addmm(b, x, w.t()),
+        lambda x, b, w: torch.addmm(b, x, w.t(), beta=0.5, alpha=2),
+        lambda x, b, w: x[0] @ w.mT,
+    ):
+        x, bias = normal(50, 4).to(dtype), normal(6).to(dtype)
+        wide = operation(x.double(), bias.double(), w.weight.double() + w.a.double() @ w.b.double().mT)
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                found = operation(x, bias, w)
+            assert found.dtype == dtype
+            torch.testing.assert_close(found.double(), wide, rtol=0.02, atol=0.05)
+
+
+@RANKS
 def test_autocast_inside_the_model(rank):
     x, weight = normal(5, 4).float(), normal(6, 4).float()
     w = Perturbed(weight, normal(6, rank).float(), normal(4, rank).float())

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import dldw
-from dldw import evaluate
+from dldw import evaluate, population
 from dldw.moved import DenseMoved, LowRankMoved
 from dldw.population import population_losses
 
@@ -82,6 +82,25 @@ def test_linear_after_linear(weight, shape):
     )
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["a bias of each member", "a bias that no member changes"])
+def test_low_rank_in_16_bits_after_a_layer_of_many_positions(own):
+    def half(moved):
+        return type(moved)(moved.weight.bfloat16(), moved.scales, *(t.bfloat16() for t in settings(moved)[1:]))
+
+    weights = [half(low_rank(6, 4)), half(low_rank(5, 6)), *([half(dense(5))] if own else [])]
+    x, bias = random(2, 3, 4).bfloat16(), random(5).bfloat16()
+    with torch.no_grad():
+        found = population_losses(
+            lambda w: F.linear(F.linear(x, w[0]).tanh(), w[1], w[2] if own else bias).flatten(), weights, MEMBERS
+        )
+        members = zip(*(w.stack().double() for w in weights), strict=True)
+        exact = [
+            F.linear(F.linear(x.double(), w[0]).tanh(), w[1], w[2] if own else bias.double()).flatten() for w in members
+        ]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), torch.stack(exact), rtol=0.03, atol=0.05)
+
+
 @pytest.mark.parametrize(
     "make", [dense, low_rank, lambda *shape: random(MEMBERS, *shape)], ids=["dense", "low-rank", "stacked"]
 )
@@ -131,6 +150,14 @@ def test_cross_entropy_with_every_option(weight, options):
 def test_cross_entropy_with_targets_of_each_member(weight, options):
     x, y = random(5, 3), torch.arange(MEMBERS * 5).view(MEMBERS, 5) % 4
     assert_same(lambda w: F.cross_entropy(F.linear(x, w[0]), w[1], **options), weight(4, 3), y)
+
+
+@pytest.mark.parametrize("options", [{"reduction": "none"}, {}, {"reduction": "none", "ignore_index": 2}], ids=str)
+@pytest.mark.parametrize("alone_from", [0, 1 << 20], ids=["member after member", "joined"])
+def test_cross_entropy_of_all_positions_but_the_last(weight, options, alone_from, monkeypatch):
+    monkeypatch.setattr(population, "_OWN_CALL", alone_from)
+    x, y = torch.randn(1, 7, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 2, 0])
+    assert_same(lambda w: F.cross_entropy(F.linear(x, w[0])[:, :-1].flatten(0, 1), y, **options), weight(4, 3))
 
 
 def test_cross_entropy_that_ignores_the_default_index(weight):

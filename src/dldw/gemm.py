@@ -26,6 +26,20 @@ def product(rows: Tensor, columns: Tensor, bias: Tensor | None = None) -> Tensor
     return linear(rows, columns.mT, bias)
 
 
+def product_beside(rows: Tensor, columns: Tensor, bias: Tensor | None, thin: Tensor, factor: Tensor) -> Tensor:
+    """rows [.., k] times columns [k, n], plus thin [.., r] times factor [.., r, n], plus ``bias``: [.., n], all in 16 bits.
+
+    The large product is added to the thin one: it reads its output anyway, as it does for a bias, and what is small is
+    rounded while it is small.
+    """
+    if thin.shape[-1] == 1:
+        out = thin * factor if bias is None else torch.addcmul(bias, thin, factor)
+    else:
+        out = thin @ factor if bias is None else (thin @ factor).add_(bias)
+    out.view(-1, columns.shape[1]).addmm_(rows.reshape(-1, rows.shape[-1]), columns)
+    return out.view(*rows.shape[:-1], columns.shape[1])
+
+
 _MANY = 1 << 20
 """Multiplications from which the choice of the kernel matters."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dldw.gemm import product
+from dldw.gemm import linear, product, product_beside
 
 Scales = list[list[float]]
 """Lengths of steps, one list for each column (the two sides of a difference, say), one number for each row."""
@@ -167,13 +167,19 @@ class LowRankMoved(Moved):
         scale = torch.tensor(self.scales, dtype=rows.dtype, device=rows.device).view(-1, 1, 1)
         return (rows.view(self.members, -1, rows.shape[-1]) @ (scale * self._each(self.b)).mT).view(*index.shape, -1)
 
-    def add_to_rows(self, out: Tensor, rows: Tensor, shift: Tensor | None) -> None:
-        """Adds to ``out`` [n, B, m] what the directions make of ``rows`` [n, B, k], and ``shift`` [n, m], in one pass."""
-        thin, factor = rows @ self._each(self.b), self._scaled(out)
-        if shift is not None:
+    def of_rows(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """Each member's rows [n, B, k] times its matrix transposed, plus ``bias`` [m] or [n, 1, m]: [n, B, m].
+
+        One product over the examples of all members for the weight that they share, and one thin one for each of them.
+        """
+        thin, factor = rows @ self._each(self.b), self._scaled(rows)
+        if thin.dtype == rows.dtype == self.weight.dtype and rows.element_size() == 2:
+            return product_beside(rows, self.weight.mT, bias, thin, factor.mT)
+        if bias is not None and bias.ndim == 3:
             thin = torch.cat([thin, thin.new_ones(*thin.shape[:-1], 1)], -1)
-            factor = torch.cat([factor, shift.unsqueeze(-1)], -1)
-        out.baddbmm_(thin.to(out.dtype), factor.mT.to(out.dtype))  # autocast casts nothing for what is in place
+            factor, bias = torch.cat([factor, bias.mT], -1), None
+        out = linear(rows, self.weight, bias)
+        return out.baddbmm_(thin.to(out.dtype), factor.mT.to(out.dtype))  # autocast casts nothing for what is in place
 
     def _each(self, factor: Tensor) -> Tensor:
         """A factor for each member, column after column."""

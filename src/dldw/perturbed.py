@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from dldw import noise
-from dldw.gemm import linear, product
+from dldw.gemm import linear, product_beside
 
 _log = logging.getLogger("dldw")
 
@@ -123,7 +123,7 @@ def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:
     rows = input.numel() // max(1, input.shape[-1])
     if _cheap(weight.weight, min(SMALL, rows * sum(weight.shape))):
         return F.linear(input, weight.materialised(), _dense(bias))
-    return _plus(linear(input, weight.weight, _dense(bias)), input @ weight.b, weight.a)
+    return _affine(input, weight.weight.mT, _dense(bias), input @ weight.b, weight.a)
 
 
 def _cheap(weight: Tensor, numbers: int) -> bool:
@@ -143,7 +143,7 @@ SMALL = 1 << 16
 def _matmul(x: Any, weight: Any) -> Any:
     if isinstance(x, Perturbed) or not isinstance(weight, Perturbed) or weight.weight.ndim != 2:
         return NotImplemented
-    return _plus(linear(x, weight.weight.mT), x @ weight.a, weight.b)
+    return _affine(x, weight.weight, None, x @ weight.a, weight.b)
 
 
 def _addmm(bias: Any, x: Any, weight: Any, *, beta: float = 1, alpha: float = 1) -> Any:
@@ -151,7 +151,7 @@ def _addmm(bias: Any, x: Any, weight: Any, *, beta: float = 1, alpha: float = 1)
         return NotImplemented
     bias = _dense(bias)
     if bias.ndim == 1 and beta == alpha == 1:
-        return _plus(product(x, weight.weight, bias), x @ weight.a, weight.b)
+        return _affine(x, weight.weight, bias, x @ weight.a, weight.b)
     return _plus(torch.addmm(bias, x, weight.weight, beta=beta, alpha=alpha), alpha * (x @ weight.a), weight.b)
 
 
@@ -237,6 +237,19 @@ def _einsum(equation: Any, *operands: Any) -> Any:
 
 
 _LETTERS = "zyxwvutsrqponmlkjihgfedcba"
+
+
+def _affine(x: Tensor, matrix: Tensor, bias: Tensor | None, thin: Tensor, factor: Tensor) -> Tensor:
+    """x matrix + bias + thin factorᵀ, with [.., k] [k, n] + [n] + [.., r] [r, n]."""
+    if matrix.element_size() == 2 and x.dtype == matrix.dtype and unwatched(x.device.type):
+        return product_beside(x, matrix, bias, thin, factor.mT)
+    return _plus(linear(x, matrix.mT, bias), thin, factor)
+
+
+def unwatched(device: str) -> bool:
+    """Whether results may be written in place there: neither autograd nor vmap nor autocast follows what is computed."""
+    followed = torch.is_grad_enabled() or torch._C._functorch.maybe_current_level() is not None
+    return not followed and not torch.is_autocast_enabled(device)
 
 
 def _plus(y: Tensor, thin: Tensor, factor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ dimension; cross-entropy reads logits where they lie; fused attention, which has
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from dldw.gemm import linear, product
+from dldw.gemm import product
 from dldw.moved import DenseMoved, LowRankMoved, Moved, Stacked
 from dldw.perturbed import Perturbed, StandIn, packed_attention
 
@@ -181,10 +182,8 @@ def _product(rules: _Rules, input: Any, weight: Any, bias: Any, transposed: bool
         out = _shared(rules, columns, w, moved, bias)
     elif isinstance(moved, LowRankMoved) and not (len(examples) == 1 and examples[0] > 1 and w.numel() <= _LARGE):
         shift, own_bias = rules.split(bias)
-        out = linear(x, w, None if own_bias else shift)  # one product for all members
-        moved.add_to_rows(
-            out.view(len(x), -1, out.shape[-1]), x.reshape(len(x), -1, x.shape[-1]), shift if own_bias else None
-        )
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        out = moved.of_rows(rows, shift.unsqueeze(-2) if own_bias else shift).view(*x.shape[:-1], -1)
         return rules.joined(out)
     elif len(examples) == 1:
         out = _grouped(rules, x.reshape(len(x), -1, x.shape[-1]).mT, w, moved, bias)
@@ -271,15 +270,20 @@ def _cross_entropy(
         return NotImplemented
     if not each:
         targets = targets.expand(len(logits), -1)
-    if logits.is_contiguous():  # as later layers of large models leave them; else the examples are the last dimension
-        flat, shape = logits.flatten(0, 1), targets.shape
-        logits, targets = flat, targets.reshape(-1)
-    else:
-        logits, shape = logits.mT, targets.shape
-    losses = F.cross_entropy(
-        logits, targets, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
-    ).view(shape)
+    of = partial(
+        F.cross_entropy, weight=weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
+    )
+    if logits.stride(2) > 1:  # the examples are the last dimension
+        losses = of(logits.mT, targets)
+    elif logits.is_contiguous() or logits[0].numel() < _OWN_CALL:  # as later layers of large models leave them
+        losses = of(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
+    else:  # without the last position of each: to join them would copy them
+        losses = torch.stack([of(*member) for member in zip(logits, targets, strict=True)])
     return rules.joined(losses if reduction == "none" else getattr(losses, reduction)(1))
+
+
+_OWN_CALL = 1 << 16
+"""Numbers of a member from which it is worth a call of its own."""
 
 
 def _tanh(rules: _Rules, input: Any) -> Any:

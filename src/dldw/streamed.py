@@ -17,7 +17,7 @@ from dldw.errors import DldwError
 from dldw.gemm import linear
 from dldw.moved import DenseMoved, Scales, Stacked
 from dldw.noise import Distribution, Key, Rows, draw_keys, fill, tiles
-from dldw.perturbed import StandIn, product_rules
+from dldw.perturbed import StandIn, product_rules, unwatched
 from dldw.weights import Weights
 
 
@@ -207,9 +207,7 @@ def _tiled(x: Any, weight: Any) -> bool:
         and weight.numel() > 0
         and weight.ndim == 2
         and x.dtype == weight.dtype
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled(x.device.type)
-        and torch._C._functorch.maybe_current_level() is None
+        and unwatched(x.device.type)
     )
 
 

@@ -46,6 +46,14 @@ def test_help_comes_at_once_and_without_torch() -> None:
     assert all(command in done.stdout for command in ("compare", "report", "train", "methods", "tasks"))
 
 
+def test_the_package_run_as_a_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "dldw", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert "python -m dldw [OPTIONS]" in done.stdout
+    assert done.stdout.splitlines()[3:] == dldw("--help").stdout.splitlines()[3:]
+
+
 def test_help_takes_at_most_half_a_second() -> None:
     resource = pytest.importorskip("resource")
     times = []

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dldw import gemm
 from dldw.gemm import linear, product, product_beside
 
 
@@ -41,7 +42,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("bias", [None, made(400)], ids=["no bias", "bias"])
 @pytest.mark.parametrize("of_weight", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("of_input", LAYOUTS.values(), ids=LAYOUTS)
-def test_large_ones_go_to_onednn_in_any_layout(of_input, of_weight, bias):
+def test_large_ones_go_to_onednn_in_any_layout(of_input, of_weight, bias, monkeypatch):
+    monkeypatch.setattr(gemm, "mkl_is_at_home", lambda: False)
     x, w = of_input(made(300, 24)), of_weight(made(400, 24))
     with torch.no_grad(), Operations() as ran:
         assert_right(product(x, w.mT, bias), x, w, bias)
@@ -50,12 +52,32 @@ def test_large_ones_go_to_onednn_in_any_layout(of_input, of_weight, bias):
 
 
 def test_small_ones_and_other_types_are_torchs(monkeypatch):
+    monkeypatch.setattr(gemm, "mkl_is_at_home", lambda: False)
     x, w = made(300, 24), made(400, 24)
     with torch.no_grad(), Operations() as ran:
         linear(x[:2], w), linear(x.double(), w.double()), linear(x.bfloat16(), w.bfloat16()), linear(x[0], w)
         monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
         linear(x, w)
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", True)
+        monkeypatch.setattr(gemm, "mkl_is_at_home", lambda: True)
+        linear(x, w)
     assert "mkldnn::_linear_pointwise" not in ran.names
+
+
+@pytest.mark.parametrize(("maker", "there", "at_home"), [
+    ("GenuineIntel", True, True), ("AuthenticAMD", True, False), ("GenuineIntel", False, False)
+])  # fmt: skip
+@pytest.mark.parametrize("linux", [True, False])
+def test_mkl_is_at_home_on_processors_of_its_maker(maker, there, at_home, linux, monkeypatch):
+    def read(*args, **kwargs):
+        if not linux:
+            raise FileNotFoundError
+        return f"processor : 0\nvendor_id : {maker}\n"
+
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: there)
+    monkeypatch.setattr(gemm.Path, "read_text", read)
+    monkeypatch.setattr(gemm.platform, "processor", lambda: f"Family 6, {maker}")
+    assert gemm.mkl_is_at_home.__wrapped__() == at_home
 
 
 def test_autograd_follows_it():
@@ -77,14 +99,17 @@ def test_vmap_autocast_and_forward_mode_see_it():
     assert_right(tangent, x[0], w[1])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("at_home", [True, False], ids=["MKL at home", "MKL abroad"])
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize(
     ("lead", "bias"),
     [(lead, bias) for lead in [(), (5,), (2, 5), (0, 5)] for bias in (None, (40,))] + [((2, 5), (2, 1, 40))],
     ids=str,
 )
-def test_what_is_thin_is_added_in_16_bits_with_two_roundings(dtype, rank, lead, bias):
+def test_what_is_thin_is_added_with_two_roundings(dtype, at_home, rank, lead, bias, monkeypatch):
+    monkeypatch.setattr(gemm, "mkl_is_at_home", lambda: at_home)
+    monkeypatch.setattr(gemm, "_MANY", 1)
     rows, columns, thin = made(*lead, 24).to(dtype), made(24, 40).to(dtype), (0.1 * made(*lead, rank)).to(dtype)
     factor = made(*lead[:1] if bias == (2, 1, 40) else (), rank, 40).to(dtype)
     shift = None if bias is None else made(*bias).to(dtype)

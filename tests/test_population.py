@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import dldw
-from dldw import evaluate, population
+from dldw import evaluate, gemm, population
 from dldw.moved import DenseMoved, LowRankMoved
 from dldw.population import population_losses
 
@@ -104,7 +104,11 @@ def test_low_rank_in_16_bits_after_a_layer_of_many_positions(own):
 @pytest.mark.parametrize(
     "make", [dense, low_rank, lambda *shape: random(MEMBERS, *shape)], ids=["dense", "low-rank", "stacked"]
 )
-def test_many_numbers_of_float32_by_other_libraries_are_right_to_their_bits(make):
+@pytest.mark.parametrize("at_home", [True, False])
+def test_many_numbers_of_float32_by_other_libraries_are_right_to_their_bits(make, at_home, monkeypatch):
+    for module in (gemm, population):
+        monkeypatch.setattr(module, "mkl_is_at_home", lambda: at_home)
+
     def outputs(w, x):
         return F.linear(F.linear(x, w[0], w[1]).tanh(), w[2]).tanh()
 

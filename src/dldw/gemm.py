@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+from functools import cache
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,12 +14,10 @@ from torch import Tensor, nn
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``: input [.., k] times weight [m, k] transposed, of any strides, plus ``bias`` [m]: [.., m].
 
-    Large ones of float32 on the CPU go to oneDNN, by the operation that ``torch.compile`` makes of a linear layer: its
-    kernels are made for the processor at hand, where torch's own take twice the time on those that MKL is not written for.
+    Large ones of float32 on the CPU go to oneDNN, by the operation that ``torch.compile`` makes of a linear layer, unless the
+    processor is one that MKL is written for: on others torch's own products, which are MKL's, take twice the time.
     """
-    single = input.is_cpu and input.dtype == weight.dtype == torch.float32 and input.ndim > 1
-    many = single and input.numel() * len(weight) >= _MANY
-    if many and all(_is_plain(t) for t in (input, weight, bias)) and _onednn_may():
+    if _is_onednns(input, weight, bias):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
         return out
     return F.linear(input, weight, bias)
@@ -27,21 +29,44 @@ def product(rows: Tensor, columns: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def product_beside(rows: Tensor, columns: Tensor, bias: Tensor | None, thin: Tensor, factor: Tensor) -> Tensor:
-    """rows [.., k] times columns [k, n], plus thin [.., r] times factor [.., r, n], plus ``bias``: [.., n], all in 16 bits.
+    """rows [.., k] times columns [k, n], plus thin [.., r] times factor [.., r, n], plus ``bias`` [n] or [.., 1, n]: [.., n].
 
-    The large product is added to the thin one: it reads its output anyway, as it does for a bias, and what is small is
-    rounded while it is small.
+    Tensors are of one dtype, and neither autograd nor autocast watches. The large product is added to the thin one: it reads
+    its output anyway, as it does for a bias, and in 16 bits what is small is rounded while it is small.
     """
+    if _is_onednns(rows, columns.mT, None):  # which adds to nothing that is there
+        each = bias is not None and bias.ndim > 1
+        out = linear(rows, columns.mT, None if each else bias)
+        if bias is not None and each:
+            thin = torch.cat([thin, thin.new_ones(*thin.shape[:-1], 1)], -1)
+            factor = torch.cat([factor, bias], -2)
+        if thin.shape[-1] == 1:
+            return out.addcmul_(thin, factor)
+        if factor.ndim > 2:
+            return out.baddbmm_(thin, factor)
+        _matrix(out).addmm_(_matrix(thin), factor)
+        return out
     if thin.shape[-1] == 1:
         out = thin * factor if bias is None else torch.addcmul(bias, thin, factor)
     else:
         out = thin @ factor if bias is None else (thin @ factor).add_(bias)
-    out.view(-1, columns.shape[1]).addmm_(rows.reshape(-1, rows.shape[-1]), columns)
+    _matrix(out).addmm_(_matrix(rows), columns)
     return out.view(*rows.shape[:-1], columns.shape[1])
 
 
 _MANY = 1 << 20
 """Multiplications from which the choice of the kernel matters."""
+
+
+def _matrix(t: Tensor) -> Tensor:
+    return t.flatten(0, -2) if t.ndim > 1 else t.unsqueeze(0)
+
+
+def _is_onednns(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the product of these goes to oneDNN."""
+    single = input.is_cpu and input.dtype == weight.dtype == torch.float32 and input.ndim > 1
+    many = single and input.numel() * len(weight) >= _MANY
+    return many and all(_is_plain(t) for t in (input, weight, bias)) and _onednn_may()
 
 
 def _is_plain(t: Tensor | None) -> bool:
@@ -50,7 +75,21 @@ def _is_plain(t: Tensor | None) -> bool:
 
 
 def _onednn_may() -> bool:
-    """Whether oneDNN is there and switched on, and neither autograd nor autocast, for which it has no rule, watches."""
+    """Whether oneDNN is there, on and faster, and neither autograd nor autocast, for which it has no rule, watches."""
     onednn = torch.backends.mkldnn
+    if mkl_is_at_home():
+        return False
     watched = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
     return bool(onednn.is_available() and onednn.enabled) and not watched
+
+
+@cache
+def mkl_is_at_home() -> bool:
+    """Whether torch has MKL, and the processor is of the maker that MKL is written for."""
+    if not torch.backends.mkl.is_available():
+        return False
+    try:
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        processor = platform.processor()
+    return "GenuineIntel" in processor

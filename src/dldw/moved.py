@@ -173,13 +173,11 @@ class LowRankMoved(Moved):
         One product over the examples of all members for the weight that they share, and one thin one for each of them.
         """
         thin, factor = rows @ self._each(self.b), self._scaled(rows)
-        if thin.dtype == rows.dtype == self.weight.dtype and rows.element_size() == 2:
+        if thin.dtype == rows.dtype == self.weight.dtype:
             return product_beside(rows, self.weight.mT, bias, thin, factor.mT)
-        if bias is not None and bias.ndim == 3:
-            thin = torch.cat([thin, thin.new_ones(*thin.shape[:-1], 1)], -1)
-            factor, bias = torch.cat([factor, bias.mT], -1), None
-        out = linear(rows, self.weight, bias)
-        return out.baddbmm_(thin.to(out.dtype), factor.mT.to(out.dtype))  # autocast casts nothing for what is in place
+        out = linear(rows, self.weight)  # autocast makes products of the lower precision
+        out = out + (thin @ factor.mT).to(out.dtype)
+        return out if bias is None else out + bias.to(out.dtype)
 
     def _each(self, factor: Tensor) -> Tensor:
         """A factor for each member, column after column."""

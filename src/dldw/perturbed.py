@@ -241,7 +241,7 @@ _LETTERS = "zyxwvutsrqponmlkjihgfedcba"
 
 def _affine(x: Tensor, matrix: Tensor, bias: Tensor | None, thin: Tensor, factor: Tensor) -> Tensor:
     """x matrix + bias + thin factorᵀ, with [.., k] [k, n] + [n] + [.., r] [r, n]."""
-    if matrix.element_size() == 2 and x.dtype == matrix.dtype and unwatched(x.device.type):
+    if x.dtype == matrix.dtype and unwatched(x.device.type):
         return product_beside(x, matrix, bias, thin, factor.mT)
     return _plus(linear(x, matrix.mT, bias), thin, factor)
 

@@ -21,7 +21,7 @@ from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from dldw.gemm import product
+from dldw.gemm import mkl_is_at_home, product
 from dldw.moved import DenseMoved, LowRankMoved, Moved, Stacked
 from dldw.perturbed import Perturbed, StandIn, packed_attention
 
@@ -288,11 +288,11 @@ _OWN_CALL = 1 << 16
 
 def _tanh(rules: _Rules, input: Any) -> Any:
     """NumPy's, right to a bit, where few threads have much to do: torch's own, right to half a bit, takes 13 times as long on
-    one thread of processors that its library was not written for."""
+    one thread of processors that MKL is not written for."""
     x, own = rules.split(input)
     rows = x.mT if own and not x.is_contiguous() else x
     many = own and x.is_cpu and x.dtype == torch.float32 and x.numel() >= _MANY and rows.is_contiguous()
-    if not many or torch.get_num_threads() > _FEW_THREADS:
+    if not many or torch.get_num_threads() > _FEW_THREADS or mkl_is_at_home():
         return NotImplemented
     out = torch.empty_like(rows)
     np.tanh(rows.numpy(), out=out.numpy())

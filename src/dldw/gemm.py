@@ -17,10 +17,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Large ones of float32 on the CPU go to oneDNN, by the operation that ``torch.compile`` makes of a linear layer, unless the
     processor is one that MKL is written for: on others torch's own products, which are MKL's, take twice the time.
     """
-    if _is_onednns(input, weight, bias):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
-        return out
-    return F.linear(input, weight, bias)
+    return (_by_onednn if _is_onednns(input, weight, bias) else F.linear)(input, weight, bias)
 
 
 def product(rows: Tensor, columns: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,12 +31,11 @@ def product_beside(rows: Tensor, columns: Tensor, bias: Tensor | None, thin: Ten
     Tensors are of one dtype, and neither autograd nor autocast watches. The large product is added to the thin one: it reads
     its output anyway, as it does for a bias, and in 16 bits what is small is rounded while it is small.
     """
-    if _is_onednns(rows, columns.mT, None):  # which adds to nothing that is there
-        each = bias is not None and bias.ndim > 1
-        out = linear(rows, columns.mT, None if each else bias)
-        if bias is not None and each:
+    if _is_onednns(rows, columns.mT, bias):  # which adds to nothing that is there
+        if bias is not None and bias.ndim > 1:
             thin = torch.cat([thin, thin.new_ones(*thin.shape[:-1], 1)], -1)
-            factor = torch.cat([factor, bias], -2)
+            factor, bias = torch.cat([factor, bias], -2), None
+        out = _by_onednn(rows, columns.mT, bias)
         if thin.shape[-1] == 1:
             return out.addcmul_(thin, factor)
         if factor.ndim > 2:
@@ -50,7 +46,8 @@ def product_beside(rows: Tensor, columns: Tensor, bias: Tensor | None, thin: Ten
         out = thin * factor if bias is None else torch.addcmul(bias, thin, factor)
     else:
         out = thin @ factor if bias is None else (thin @ factor).add_(bias)
-    _matrix(out).addmm_(_matrix(rows), columns)
+    matrix = _matrix(out)
+    torch.addmm(matrix, _matrix(rows), columns, out=matrix)  # torch counts its operations, but not those of addmm_
     return out.view(*rows.shape[:-1], columns.shape[1])
 
 
@@ -67,6 +64,11 @@ def _is_onednns(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     single = input.is_cpu and input.dtype == weight.dtype == torch.float32 and input.ndim > 1
     many = single and input.numel() * len(weight) >= _MANY
     return many and all(_is_plain(t) for t in (input, weight, bias)) and _onednn_may()
+
+
+def _by_onednn(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return out
 
 
 def _is_plain(t: Tensor | None) -> bool:

@@ -248,14 +248,17 @@ def _affine(x: Tensor, matrix: Tensor, bias: Tensor | None, thin: Tensor, factor
 
 def unwatched(device: str) -> bool:
     """Whether results may be written in place there: neither autograd nor vmap nor autocast follows what is computed."""
-    followed = torch.is_grad_enabled() or torch._C._functorch.maybe_current_level() is not None
-    return not followed and not torch.is_autocast_enabled(device)
+    return _unfollowed() and not torch.is_autocast_enabled(device)
+
+
+def _unfollowed() -> bool:
+    return torch._C._functorch.maybe_current_level() is None and not torch.is_grad_enabled()
 
 
 def _plus(y: Tensor, thin: Tensor, factor: Tensor) -> Tensor:
     """y + thin factorᵀ in the dtype of y, with [.., k] + [.., r] [k, r]; in place where y is a plain tensor of ours."""
     thin, rows = thin.to(y.dtype), factor.mT.to(y.dtype)  # autocast makes products of the lower precision
-    if torch._C._functorch.maybe_current_level() is None and not torch.is_grad_enabled():
+    if _unfollowed():
         thin = thin.reshape(-1, thin.shape[-1])
         matrix = y.view(len(thin), y.shape[-1])
         if thin.shape[-1] == 1 and y.element_size() > 2:  # in 16 bits a pass converts, and the product does not

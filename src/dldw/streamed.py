@@ -248,7 +248,7 @@ def _sum_of_parts(x: Tensor, weight: Moving, bias: Tensor | None) -> Tensor:
         if rows.start == 0:
             first(part, w, out=outputs)
         else:
-            outputs.addmm_(part, w)
+            torch.addmm(outputs, part, w, out=outputs)
     return out
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dldw import gemm
-from dldw.gemm import linear, product, product_beside
+from dldw.gemm import add_outer, linear, product, product_beside
 
 
 class Operations(TorchDispatchMode):
@@ -122,3 +122,25 @@ def test_what_is_thin_is_added_with_two_roundings(dtype, at_home, rank, lead, bi
     assert found.shape == (*lead, 40)
     unit = torch.finfo(dtype).eps
     assert ((found.double() - exact).abs() <= unit * (exact.abs() + small.abs() + wide.abs()) + 1e-5).all()
+
+
+@pytest.mark.parametrize("many", [1, 1 << 20], ids=["many", "few"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_is_outer_is_added_with_one_rounding_and_the_whole_coefficient(dtype, many, monkeypatch):
+    monkeypatch.setattr(gemm, "_MANY", many)
+    out, column, row = made(96, 33).to(dtype), made(96, 1).to(dtype), made(1, 33).to(dtype)
+    value = 1.2345678e-2  # rounded to 16 bits it would be off by more than the bound below
+    expected = out.double() + value * column.double() * row.double()
+    add_outer(out, column, row, value)
+    info = torch.finfo(dtype)
+    ulp = info.eps * expected.abs().clamp(min=info.tiny).log2().floor().exp2()
+    assert ((out.double() - expected).abs() / ulp).max() < 0.51
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_outer_ones_in_16_bits_are_onednns_where_it_has_them(has, monkeypatch):
+    monkeypatch.setattr(gemm, "_MANY", 1)
+    monkeypatch.setattr(gemm, "_onednn_has", lambda dtype: has)
+    with Operations() as ran:
+        add_outer(made(4, 3).bfloat16(), made(4, 1).bfloat16(), made(1, 3).bfloat16(), 1.0)
+    assert ("aten::addmm_" in ran.names) == has

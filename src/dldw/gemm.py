@@ -42,13 +42,23 @@ def product_beside(rows: Tensor, columns: Tensor, bias: Tensor | None, thin: Ten
             return out.baddbmm_(thin, factor)
         _matrix(out).addmm_(_matrix(thin), factor)
         return out
-    if thin.shape[-1] == 1:
-        out = thin * factor if bias is None else torch.addcmul(bias, thin, factor)
+    if bias is None:
+        out = thin @ factor
+    elif thin.shape[-1] == 1:
+        out = torch.addcmul(bias, thin, factor)
     else:
-        out = thin @ factor if bias is None else (thin @ factor).add_(bias)
+        out = (thin @ factor).add_(bias)
     matrix = _matrix(out)
     torch.addmm(matrix, _matrix(rows), columns, out=matrix)  # torch counts its operations, but not those of addmm_
     return out.view(*rows.shape[:-1], columns.shape[1])
+
+
+def add_outer(out: Tensor, column: Tensor, row: Tensor, value: float) -> None:
+    """Adds ``value`` times column [m, 1] times row [1, n] to ``out`` [m, n], rounded once, whatever the precision."""
+    if out.is_cpu and out.numel() >= _MANY and _onednn_has(out.dtype):
+        out.addmm_(column, row, alpha=value)  # which widens 16 bits in half the time of what goes element by element
+    else:
+        out.addcmul_(column, row, value=value)
 
 
 _MANY = 1 << 20
@@ -83,6 +93,17 @@ def _onednn_may() -> bool:
         return False
     watched = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
     return bool(onednn.is_available() and onednn.enabled) and not watched
+
+
+@cache
+def _onednn_has(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies in these 16 bits on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    ops = torch.ops.mkldnn
+    if dtype == torch.bfloat16:
+        return bool(ops._is_mkldnn_bf16_supported())
+    return dtype == torch.float16 and bool(ops._is_mkldnn_fp16_supported())
 
 
 @cache

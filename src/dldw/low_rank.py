@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dldw.directions import Directions, Drawn, wide
 from dldw.errors import DldwError
+from dldw.gemm import add_outer
 from dldw.moved import DenseMoved, LowRankMoved, Scales, Stacked
 from dldw.noise import Rows, normal, signs, tiles
 from dldw.perturbed import Perturbed
@@ -134,7 +135,7 @@ class LowRankDrawn(Drawn):
                 for rows, total in _pieces(t, a, b):
                     t[rows].add_(total)
             elif single:  # in 16 bits, too, rounded once and with the coefficient in full
-                t.view(len(a), len(b)).addcmul_(factors[0][0], factors[1][0].mT, value=coefficients[0])
+                add_outer(t.view(len(a), len(b)), factors[0][0], factors[1][0].mT, coefficients[0])
             else:
                 t.view(len(a), len(b)).addmm_(a.to(t.dtype), b.mT.to(t.dtype))
 

@@ -55,8 +55,10 @@ def product_beside(rows: Tensor, columns: Tensor, bias: Tensor | None, thin: Ten
 
 def add_outer(out: Tensor, column: Tensor, row: Tensor, value: float) -> None:
     """Adds ``value`` times column [m, 1] times row [1, n] to ``out`` [m, n], rounded once, whatever the precision."""
-    if out.is_cpu and out.numel() >= _MANY and _onednn_has(out.dtype):
-        out.addmm_(column, row, alpha=value)  # which widens 16 bits in half the time of what goes element by element
+    if out.is_cpu and out.dtype == torch.bfloat16 and out.numel() >= _MANY and _onednn_has_bfloat16():
+        whole = value * row.float()  # in two parts, as the product takes twice 8 bits of it
+        high = whole.bfloat16()
+        out.addmm_(column.expand(-1, 2), torch.cat([high, whole.sub_(high).bfloat16()]))  # half the time of addcmul_
     else:
         out.addcmul_(column, row, value=value)
 
@@ -96,14 +98,8 @@ def _onednn_may() -> bool:
 
 
 @cache
-def _onednn_has(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies in these 16 bits on this processor."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    ops = torch.ops.mkldnn
-    if dtype == torch.bfloat16:
-        return bool(ops._is_mkldnn_bf16_supported())
-    return dtype == torch.float16 and bool(ops._is_mkldnn_fp16_supported())
+def _onednn_has_bfloat16() -> bool:
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @cache

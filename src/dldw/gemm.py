@@ -56,7 +56,7 @@ def product_beside(rows: Tensor, columns: Tensor, bias: Tensor | None, thin: Ten
 def add_outer(out: Tensor, column: Tensor, row: Tensor, value: float) -> None:
     """Adds ``value`` times column [m, 1] times row [1, n] to ``out`` [m, n], rounded once, whatever the precision."""
     if out.is_cpu and out.dtype == torch.bfloat16 and out.numel() >= _MANY and _onednn_has_bfloat16():
-        whole = value * row.float()  # in two parts, as the product takes twice 8 bits of it
+        whole = value * row.float()  # in two parts of 8 bits: as ``alpha``, zero would go to a kernel 40 times as slow
         high = whole.bfloat16()
         out.addmm_(column.expand(-1, 2), torch.cat([high, whole.sub_(high).bfloat16()]))  # half the time of addcmul_
     else:

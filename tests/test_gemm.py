@@ -140,7 +140,9 @@ def test_what_is_outer_is_added_with_one_rounding_and_the_whole_coefficient(dtyp
 @pytest.mark.parametrize("has", [False, True])
 def test_outer_ones_in_bfloat16_are_onednns_where_it_has_them(has, monkeypatch):
     monkeypatch.setattr(gemm, "_MANY", 1)
-    monkeypatch.setattr(gemm, "_onednn_has_bfloat16", lambda: has)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
     with Operations() as ran:
         add_outer(made(4, 3).bfloat16(), made(4, 1).bfloat16(), made(1, 3).bfloat16(), 1.0)
-    assert ("aten::addmm_" in ran.names) == has
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+        add_outer(made(4, 3).bfloat16(), made(4, 1).bfloat16(), made(1, 3).bfloat16(), 1.0)
+    assert ran.names.count("aten::addmm_") == (has and torch.backends.mkldnn.is_available())

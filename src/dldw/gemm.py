@@ -90,16 +90,17 @@ def _is_plain(t: Tensor | None) -> bool:
 
 def _onednn_may() -> bool:
     """Whether oneDNN is there, on and faster, and neither autograd nor autocast, for which it has no rule, watches."""
-    onednn = torch.backends.mkldnn
-    if mkl_is_at_home():
-        return False
     watched = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
-    return bool(onednn.is_available() and onednn.enabled) and not watched
+    return not mkl_is_at_home() and _onednn_is_on() and not watched
 
 
-@cache
 def _onednn_has_bfloat16() -> bool:
-    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether oneDNN is there, on, and multiplies in bfloat16 on this processor."""
+    return _onednn_is_on() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _onednn_is_on() -> bool:
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
 
 
 @cache

@@ -82,8 +82,8 @@ class Control(Task):
         return state
 
     @property
-    def loss(self) -> Rollout:  # type: ignore[override]  # an object that is called, not a method: REINFORCE asks it for more
-        """Minus the return of each episode, [B]."""
+    def loss(self) -> Rollout:
+        """Minus the return of each episode, [B]; REINFORCE asks it for more."""
         return self._training
 
     @property

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dldw.errors import DldwError
+from dldw.source import Loss
 from dldw.tasks.picture import Picture
 
 Settings = dict[str, dict[str, Any]]
@@ -101,9 +102,10 @@ class Task(ABC):
     def model(self, seed: int, width: int | None = None) -> nn.Module:
         """A fresh model; the same ``seed`` gives the same weights, whatever the global random state."""
 
+    @property
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The loss of each example, [B]."""
+    def loss(self) -> Loss:
+        """The loss of each example, [B], of a model and a batch: a method, or an object that is called."""
 
     @abstractmethod
     def batches(self, seed: int, tuning: bool = False) -> Iterator[Any]:

@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from raw import save
 
 TARGET = 1e-8
 SEEDS = 25
@@ -142,13 +143,6 @@ def summary(own, peer):
         "median": medians, "ratio": ratio, "solved": [len(s) for s in solved],
         "p_not_worse": not_worse(*map(len, solved), len(own)), "own": own, "pycma": peer,
     }  # fmt: skip
-
-
-def save(path, results):
-    if path:
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(results, indent=1) + "\n")
-        part.replace(path)
 
 
 def main() -> None:

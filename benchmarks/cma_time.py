@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from pathlib import Path
 
 from interleaved import measure, milliseconds, pin, serve
+from raw import machine, save
 
 CASES = [  # generations timed, or blocks of them where one is so short that a cold cache would count
     {"d": 2410, "population": 256, "generations": 35, "diagonal": False},
@@ -118,9 +118,7 @@ def main() -> None:
             factor = row["mean_ms"] / rows["dldw"]["mean_ms"]
             print(f"{name:36s} {side:8s} mean {row['mean_ms']:9.3f} ms, {factor:6.2f} x  ", end="")
             print(f"median {row['median_ms']:9.3f} [{row['low_ms']:.3f}, {row['high_ms']:.3f}]", flush=True)
-        if arguments.out:
-            machine = {"processor": platform.machine(), "threads": arguments.threads}
-            arguments.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        save(arguments.out, {"machine": machine(arguments.threads), "results": results})
 
 
 if __name__ == "__main__":

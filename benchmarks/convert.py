@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import platform
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from raw import machine, save
 from torch import Tensor, nn
 
 from dldw.compare.meter import peak_bytes
@@ -117,9 +116,7 @@ def main() -> None:
             f"peak {row['peak_bytes'] / 2**20:8.1f} MiB ({share:.2f})  step {row['over_plain']:.2f} × plain",
             flush=True,
         )
-    if arguments.out:
-        machine = {"processor": platform.machine(), "threads": arguments.threads, "torch": torch.__version__}
-        arguments.out.write_text(json.dumps({"machine": machine, "results": rows}, indent=1) + "\n")
+    save(arguments.out, {"machine": machine(arguments.threads, torch=torch.__version__), "results": rows})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from raw import save
 
 from dldw.compare.crossed import crossed
 from dldw.memory import keep_freed_memory
@@ -64,8 +65,7 @@ def main() -> None:
     for trained in arguments.trained:
         if trained not in results:
             results[trained] = row(trained, arguments)
-            if arguments.out:
-                arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+            save(arguments.out, results)
         ours = [f"{results[trained]['accuracy'][e]:5.1f}" for e in Duplication.asked]
         paper = [f"{p:5.1f}" for p in Duplication.published[trained]]
         print(

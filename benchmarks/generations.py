@@ -18,13 +18,13 @@ import argparse
 import json
 import math
 import os
-import platform
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 from interleaved import measure, milliseconds, pin, serve
+from raw import machine, save
 
 POPULATION, SIGMA, RATE = 256, 0.05, 0.01
 CASES = [
@@ -401,9 +401,7 @@ def main() -> None:
         peaks = memory(case)
         results[name] = {"generations": rows, "memory": peaks}
         show(name, rows, peaks)
-        if a.out:
-            machine = {"processor": platform.machine(), "threads": a.threads, "rounds": a.rounds}
-            a.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        save(a.out, {"machine": machine(a.threads, rounds=a.rounds), "results": results})
 
 
 if __name__ == "__main__":

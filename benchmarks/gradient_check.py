@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import re
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.raw import machine, save
 from benchmarks.tables import corpus as corpus_lines
 from benchmarks.tables import put
 from scipy.optimize import check_grad
@@ -201,10 +201,9 @@ def main() -> None:
         results["cost"] = cost(arguments.sizes, arguments.slow)
         show_cost(results["cost"])
     if arguments.out:
-        machine = {"processor": platform.machine(), "threads": arguments.threads, "torch": torch.__version__}
         kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-        results = {**kept, "machine": machine, **results}
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+        found = {"machine": machine(arguments.threads, torch=torch.__version__), **results}
+        save(arguments.out, {**kept, **found})
     if arguments.docs:
         put(arguments.docs, "corpus", corpus_lines(results["corpus"]))
 

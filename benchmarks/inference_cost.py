@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from raw import machine, save
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -341,8 +340,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    device = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine()
-    results: dict[str, Any] = {"machine": {"device": device, "threads": arguments.threads, "torch": torch.__version__}}
+    cuda = {"device": torch.cuda.get_device_name()} if arguments.device == "cuda" else {}
+    results: dict[str, Any] = {"machine": machine(arguments.threads, torch=torch.__version__, **cuda)}
     for name in arguments.model:
         for dtype in arguments.dtype:
             bench = Bench(name, getattr(torch, dtype), arguments.device)
@@ -361,6 +360,7 @@ def main() -> None:
                 print(f"  {'8 directions in one pass':30s} {row['ratio']:5.2f} x a plain forward of as many examples")
                 row = rows["a direction for each example / two forwards"] = per_example(bench, arguments.repeats)
                 print(f"  {'a direction for each example':30s} {row['ratio']:5.2f} x two forwards")
+            save(arguments.out, results)
             del bench
     if arguments.wide is not None:
         methods = arguments.only or ["dldw low-rank, rank 1", "dldw MeZO, signs", "reference MeZO"]
@@ -369,12 +369,12 @@ def main() -> None:
             results[f"wide {dtype}"] = wide(
                 arguments.wide or WIDE, getattr(torch, dtype), arguments.device, methods, arguments.repeats
             )
+            save(arguments.out, results)
     if arguments.drift:
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             row = results.setdefault("drift", {})[str(dtype)] = drift(dtype)
             print(f"drift in units of sigma, {dtype}: {row}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+        save(arguments.out, results)
 
 
 if __name__ == "__main__":

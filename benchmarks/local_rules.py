@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from raw import machine, save
 from torch import nn
 
 from dldw.compare.meter import flops, peak_bytes
@@ -110,19 +110,15 @@ def main() -> None:
     asked = {k: getattr(a, k) for k in ("seeds", "forwards", "trials")}
     if results.get("asked") != asked:
         results = {"asked": asked, "accuracy": [], "memory": results.get("memory", [])}
-    results["machine"] = {"processor": platform.machine(), "torch": torch.__version__}
-
-    def save() -> None:
-        if a.out:
-            a.out.write_text(json.dumps(results, indent=1) + "\n")
+    results["machine"] = machine(1, torch=torch.__version__)
 
     for label in a.method if a.only != "memory" else ():
         if label not in [row["method"] for row in results["accuracy"]]:
             results["accuracy"].append(accuracy(a, label))
-            save()
+            save(a.out, results)
     if a.only != "accuracy":
         results["memory"] = list(memory(a.depths))
-        save()
+        save(a.out, results)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ timed on some hundred weights, evenly spread, and its seconds multiplied: its co
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.interleaved import measure, milliseconds, pin, serve
+from benchmarks.raw import machine, save
 
 SIDES = ("dldw", "dldw float32", "dldw batched", "naive central", "vmap", "scipy one-sided", "gradcheck slow")
 SAMPLED = 128
@@ -243,7 +242,7 @@ def main() -> None:
         side.gradient()  # what is loaded and cached at first is not what is measured
         serve(side.generations())
         return
-    results: dict[str, Any] = {"machine": {"processor": platform.machine(), "threads": arguments.threads}}
+    results: dict[str, Any] = {"machine": machine(arguments.threads)}
     for name in arguments.model:
         sides = [s for s in arguments.side if name == "mlp" or s not in ("gradcheck slow", "dldw batched")]
         own = [sys.executable, "-m", "benchmarks.numerical_gradient", "--threads", str(arguments.threads), "--serve"]
@@ -261,8 +260,7 @@ def main() -> None:
                 f"  {side:16s} {row['median_ms'] / 1e3:9.3f} s [{row['low_ms'] / 1e3:.3f}, {row['high_ms'] / 1e3:.3f}]"
                 f"  {statistics.median(ratios):7.1f} x {sides[0]}   {off}"
             )
-    if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    save(arguments.out, results)
 
 
 if __name__ == "__main__":

@@ -11,21 +11,14 @@ levels of noise; with ``--data`` it is also Fashion-MNIST.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
 
+from interleaved import pin
+from raw import machine, save
+
 PASSES = 5
-
-
-def pin(threads: int) -> None:
-    """Before any numerical library is loaded, or its pools are as wide as the machine."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)
 
 
 def digits():
@@ -117,9 +110,7 @@ def main() -> None:
             factor = row["median_ms"] / result["a pass"]["dldw"]["median_ms"]
             print(f"    {side:12s} {row['median_ms']:9.2f} ms [{row['low_ms']:.2f}, {row['high_ms']:.2f}], ", end="")
             print(f"{factor:5.2f} x; test accuracy {row['accuracy']:.4f}", flush=True)
-        if arguments.out:
-            machine = {"processor": platform.machine(), "threads": arguments.threads}
-            arguments.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        save(arguments.out, {"machine": machine(arguments.threads), "results": results})
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ it are the same by oneDNN, which is what ours go to. Peers that are not there ar
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from raw import machine, save
 from torch import Tensor
 
 import dldw
@@ -201,9 +200,7 @@ def main() -> None:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    if a.out:
-        machine = {"processor": platform.machine(), "threads": a.threads, **versions}
-        a.out.write_text(json.dumps({"machine": machine, "epochs": results}, indent=1) + "\n")
+    save(a.out, {"machine": machine(a.threads, **versions), "epochs": results})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from raw import machine, save
 
 WIDTH, HEADS, HASHES, CHUNK = 512, 8, 4, 64
 MODES = ("forward", "forward and backward")
@@ -130,7 +131,12 @@ def compare(arguments):
     lengths = [low << i for i in range((high // low).bit_length())]
     runners = [Runner(sys.executable, name, arguments.threads) for name in ("dldw", "fused")]
     runners.append(Runner(arguments.peers, "reformer-pytorch", arguments.threads))
-    results = {"threads": arguments.threads, "lengths": lengths, "torch": torch.__version__, "seconds": {}, "MiB": {}}
+    results = {
+        "machine": machine(arguments.threads, torch=torch.__version__),
+        "lengths": lengths,
+        "seconds": {},
+        "MiB": {},
+    }
     for mode in MODES:
         seconds = results["seconds"][mode] = {r.name: [] for r in runners}
         mib = results["MiB"][mode] = {r.name: [] for r in runners}
@@ -154,8 +160,7 @@ def compare(arguments):
         results[mode] = {"exponents": exponents, "exponent of L log L": log, "crossover": cross}
         print(f"{mode}: time grows as L^b, b = {', '.join(f'{n} {b:.3f}' for n, b in exponents.items())}", end="")
         print(f"; that of L log L over these lengths is {log:.3f}; {where}")
-        if arguments.out:
-            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+        save(arguments.out, results)
 
 
 def deep(arguments):

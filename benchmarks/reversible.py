@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -24,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from raw import machine, save
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -391,9 +390,7 @@ def main() -> None:
         for d in drifts:
             print(f"{d['depth']:3d} {d['name']:18s} gradient off by {d['error']:.1e} in float32")
         results |= {"time and memory": rows, "drift": drifts}
-    if arguments.out:
-        machine = {"processor": platform.machine(), "threads": arguments.threads, "torch": torch.__version__}
-        arguments.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    save(arguments.out, {"machine": machine(arguments.threads, torch=torch.__version__), "results": results})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 import statistics
 import time
 import warnings
@@ -30,6 +29,7 @@ import numpy as np
 import pygad
 import pyswarms
 import torch
+from raw import machine, save
 from scipy.optimize import differential_evolution
 from scipy.stats import mannwhitneyu
 
@@ -257,7 +257,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     results = json.loads(a.out.read_text()) if a.out and a.out.exists() else {}
     peers = {name: version(name) for name in ("pyswarms", "pygad", "scipy", "torch")}
-    results["machine"] = {"processor": platform.machine(), "threads": a.threads, **peers}
+    results["machine"] = machine(a.threads, **peers)
     runs = {"quality": quality(a), "overhead": overhead(a.repeats)}
     for part, rows in runs.items():
         if a.only not in (None, part):
@@ -265,8 +265,7 @@ def main() -> None:
         results[part] = []
         for row in rows:
             results[part].append(row)
-            if a.out:
-                a.out.write_text(json.dumps(results, indent=1) + "\n")
+            save(a.out, results)
 
 
 if __name__ == "__main__":

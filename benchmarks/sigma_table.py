@@ -11,9 +11,7 @@ the loss of 512 examples.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.raw import machine, save
 from benchmarks.tables import put
 from benchmarks.tables import sigma as sigma_lines
 from sklearn.datasets import load_digits
@@ -183,12 +182,10 @@ def main() -> None:
         for dtype in arguments.dtypes
     ]
     show(rows)
-    machine = {"processor": platform.machine(), "threads": arguments.threads, "torch": torch.__version__}
+    found = machine(arguments.threads, torch=torch.__version__)
     if arguments.docs:
-        put(arguments.docs, "sigma", sigma_lines(rows, machine))
-    if arguments.out:
-        seconds = time.perf_counter() - begun
-        arguments.out.write_text(json.dumps({"machine": machine, "seconds": seconds, "rows": rows}, indent=1) + "\n")
+        put(arguments.docs, "sigma", sigma_lines(rows, found))
+    save(arguments.out, {"machine": found, "seconds": time.perf_counter() - begun, "rows": rows})
 
 
 if __name__ == "__main__":

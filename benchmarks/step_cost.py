@@ -8,14 +8,13 @@ Every ratio is taken pair by pair from steps that alternate, and its median is p
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from raw import machine, save
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -82,9 +81,7 @@ def main() -> None:
     for name, row in results.items():
         print(f"{name:56s} {row['ratio']:6.2f} [{row['low']:.2f}, {row['high']:.2f}]  ", end="")
         print(f"{row['a_microseconds']:9.0f} us / {row['b_microseconds']:.0f} us")
-    if arguments.out:
-        machine = {"processor": platform.machine(), "threads": arguments.threads, "torch": torch.__version__}
-        arguments.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    save(arguments.out, {"machine": machine(arguments.threads, torch=torch.__version__), "results": results})
 
 
 if __name__ == "__main__":

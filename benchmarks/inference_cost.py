@@ -8,9 +8,9 @@ what a thousand steps at learning rate zero leave in the weights.
         [--only METHOD ...] [--directions] [--wide MODEL:EXAMPLESxLENGTH ...] [--drift] [--device cpu]
         [--out benchmarks/results/inference_cost.json]
 
-``--directions`` adds what many directions cost: 8 in one pass, and one for each example. ``--wide`` takes other sizes of
-models and batches and prints the ratio over model size and tokens; alone, those from 124 M to 1.3 G weights that fit.
-torchzero is measured where it is installed (``pip install --no-deps torchzero``).
+``--directions`` adds what many directions cost: 8 in one pass, one for each example, and many added to the weights.
+``--wide`` takes other sizes of models and batches and prints the ratio over model size and tokens; alone, those from
+124 M to 1.3 G weights that fit. torchzero is measured where it is installed (``pip install --no-deps torchzero``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from transformers import (
 import dldw
 from dldw.compare.meter import peak_bytes
 from dldw.evaluate import Evaluator
+from dldw.runlog import Step
 
 SIGMA = 1e-3
 
@@ -281,6 +283,19 @@ def per_example(bench: Bench, repeats: int) -> dict[str, float]:
     return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
+def additions(bench: Bench, repeats: int) -> dict[str, float]:
+    """So many rank-1 directions drawn again and added to the weights, over a forward: what ranks do not share."""
+    source = dldw.LowRankEvolution(bench.loss, sigma=SIGMA, population=2)
+    learner = dldw.ForwardOnly(bench.model, source, lr=0.0)
+    found = {}
+    for count in (1, 32, 1024):
+        add = partial(learner.repeat, Step(0, 0.0, [1.0] * count, 0.0))
+        add()
+        ratios = [bench.timed(add) / bench.timed(bench.forward) for _ in range(repeats)]
+        found[str(count)] = statistics.median(ratios)
+    return found
+
+
 def wide(sizes: list[str], dtype: torch.dtype, device: str, methods: list[str], repeats: int) -> list[dict[str, Any]]:
     """The ratio over model size and tokens, of models that fit into memory."""
     rows = []
@@ -360,6 +375,8 @@ def main() -> None:
                 print(f"  {'8 directions in one pass':30s} {row['ratio']:5.2f} x a plain forward of as many examples")
                 row = rows["a direction for each example / two forwards"] = per_example(bench, arguments.repeats)
                 print(f"  {'a direction for each example':30s} {row['ratio']:5.2f} x two forwards")
+                row = rows["directions added to the weights / a forward"] = additions(bench, arguments.repeats)
+                print(f"  {'directions added':30s} {row} x a forward")
             save(arguments.out, results)
             del bench
     if arguments.wide is not None:

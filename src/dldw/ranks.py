@@ -21,8 +21,7 @@ class Ranks:
     ``dldw.MeZO(loss, evaluate=dldw.Evaluator(ranks=dldw.Ranks()))``, in every process, with equal models.
 
     With P processes and n directions, each takes n/P of the forwards (``directions``), or all n on its own 1/P of the
-    examples (``examples``). What is exchanged takes about log2(P) messages of 8n bytes: with a thousand processes, a
-    direction for each and 100 µs a message, 1 ms beside forwards of a second.
+    examples (``examples``), and the whole update: docs/ranks.md says what that leaves of a thousand processes.
 
     Args:
         share: ``directions``: each process evaluates some of the probes, all on the same batch. ``examples``: each evaluates

@@ -164,6 +164,16 @@ def test_cross_entropy_of_all_positions_but_the_last(weight, options, alone_from
     assert_same(lambda w: F.cross_entropy(F.linear(x, w[0])[:, :-1].flatten(0, 1), y, **options), weight(4, 3))
 
 
+@pytest.mark.parametrize("options", [{"reduction": "none"}, {}, {"reduction": "none", "ignore_index": 2}], ids=str)
+@pytest.mark.parametrize("positions", [(7,), (3, 2)], ids=str)
+@pytest.mark.filterwarnings("error")  # as above
+def test_cross_entropy_of_examples_with_positions(weight, options, positions):
+    x, y = random(2, *positions, 3), torch.arange(2 * len(random(*positions).flatten())).view(2, *positions) % 4
+    assert_same(lambda w: F.cross_entropy(F.linear(x, w[0]).movedim(-1, 1), y, **options), weight(4, 3))
+    each = y.expand(MEMBERS, *y.shape)
+    assert_same(lambda w: F.cross_entropy(F.linear(x, w[0]).movedim(-1, 1), w[1], **options), weight(4, 3), each)
+
+
 def test_cross_entropy_that_ignores_the_default_index(weight):
     x, y = torch.randn(3, 3, dtype=torch.float64), torch.tensor([0, -100, 2])
     assert_same(lambda w: F.cross_entropy(F.linear(x, w[0]), y, reduction="none"), weight(4, 3))

@@ -262,14 +262,15 @@ def _cross_entropy(
 ) -> Any:
     logits, own = rules.split(input)
     targets, each = rules.split(target)
-    if not own or logits.ndim != 3 or target.ndim != 1 or size_average is not None or reduce is not None:
+    if not own or not target.ndim or input.ndim != target.ndim + 1 or size_average is not None or reduce is not None:
         return NotImplemented
     if (_batched(target) and not each) or _batched(weight) or isinstance(weight, Member):
         return NotImplemented
     if reduction != "none" and (weight is not None or bool((targets == ignore_index).any())):
         return NotImplemented
-    if not each:
-        targets = targets.expand(len(logits), -1)
+    shape = (len(logits), *target.shape)
+    logits = logits.movedim(2, -1).flatten(1, -2)  # examples and positions alike are rows of classes
+    targets = targets.expand(shape).flatten(1)
     of = partial(
         F.cross_entropy, weight=weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
     )
@@ -279,7 +280,7 @@ def _cross_entropy(
         losses = of(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
     else:  # without the last position of each: to join them would copy them
         losses = torch.stack([of(*member) for member in zip(logits, targets, strict=True)])
-    return rules.joined(losses if reduction == "none" else getattr(losses, reduction)(1))
+    return rules.joined(losses.view(shape) if reduction == "none" else getattr(losses, reduction)(1))
 
 
 _OWN_CALL = 1 << 16

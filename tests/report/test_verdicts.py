@@ -305,7 +305,7 @@ def test_a_bound_of_memory_is_told_with_claims_three_five_and_six_where_it_was_t
     tried = results()
     said = [claim(tried).meaning for claim in (passes, price, only_without_gradient)]
     assert "With 2,410 weights, steps over two bare forwards of their batch: " in said[0]
-    assert f"{BACKPROP} 1.6\u00a0×, {CHECKPOINT} 2.1\u00a0×" in said[0]
+    assert f"{BACKPROP} 1.6\u00a0× in 3 passes, {CHECKPOINT} 2.1\u00a0× in 4 passes" in said[0]
     assert "the best that takes gradients, " in said[1]
     assert (
         f"within 97.7\u00a0KiB, accuracy 0.100 at first: the best that takes gradients, {CHECKPOINT}, ended at"

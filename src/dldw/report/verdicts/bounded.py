@@ -10,7 +10,7 @@ from dldw.report.words import duration, number, size, times
 def steps(results: Results) -> str:
     """For claim 3: what a step takes of those that learn from two forward passes, and of back-propagation."""
     found = [
-        f"{label} {times(cost['time_ratio'])}"
+        f"{label} {times(cost['time_ratio'])} in {number(cost['forwards_card'])} passes"
         for label in (*results.labelled("mezo"), results.backprop, *results.labelled("backprop", checkpoint=True))
         if results.fits and label and (cost := cost_of(results, label)) is not None
     ]

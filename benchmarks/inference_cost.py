@@ -224,24 +224,28 @@ class Bench:
         return time.perf_counter() - start
 
     def measure(self, build: Callable[..., Callable[[Any], None]], repeats: int) -> dict[str, float]:
-        step = build(self.model, self.loss, 0.0)
-        step(self.batch)
+        step = partial(build(self.model, self.loss, 0.0), self.batch)
+        row = self.beside_forwards(step, repeats)
+        peak = peak_bytes(step, self.model)
+        one = peak_bytes(self.forward, self.model)
+        for p in self.model.parameters():
+            p.grad = None
+        return {**row, "peak_mib": peak / 2**20, "forward_peak_mib": one / 2**20}
+
+    def beside_forwards(self, step: Callable[[], None], repeats: int) -> dict[str, float]:
+        """The step's time over that of the two forwards around it, and its seconds, after one that is not counted."""
+        step()
         self.forward()
         ratios, seconds = [], []
         for _ in range(repeats):
             before = self.timed(self.forward)
-            middle = self.timed(lambda: step(self.batch))
-            after = self.timed(self.forward)
-            seconds.append(middle)
-            ratios.append(middle / (before + after))
-        peak = peak_bytes(lambda: step(self.batch), self.model)
-        one = peak_bytes(self.forward, self.model)
-        for p in self.model.parameters():
-            p.grad = None
-        return {
-            "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios),
-            "seconds": statistics.median(seconds), "peak_mib": peak / 2**20, "forward_peak_mib": one / 2**20,
-        }  # fmt: skip
+            seconds.append(self.timed(step))
+            ratios.append(seconds[-1] / (before + self.timed(self.forward)))
+        return {**spread(ratios), "seconds": statistics.median(seconds)}
+
+
+def spread(ratios: list[float]) -> dict[str, float]:
+    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
 def population(bench: Bench, repeats: int, members: int = 8) -> dict[str, float]:
@@ -262,25 +266,13 @@ def population(bench: Bench, repeats: int, members: int = 8) -> dict[str, float]
 
     step()
     plain()
-    ratios = [bench.timed(step) / bench.timed(plain) for _ in range(repeats)]
-    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    return spread([bench.timed(step) / bench.timed(plain) for _ in range(repeats)])
 
 
 def per_example(bench: Bench, repeats: int) -> dict[str, float]:
     """A rank-1 direction for each example, over two plain forwards of the same batch."""
     source = dldw.PerExamplePerturbation(bench.loss, sigma=SIGMA)
-
-    def step() -> None:
-        source.estimate(bench.model, bench.batch)
-
-    step()
-    bench.forward()
-    ratios = []
-    for _ in range(repeats):
-        before = bench.timed(bench.forward)
-        middle = bench.timed(step)
-        ratios.append(middle / (before + bench.timed(bench.forward)))
-    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    return bench.beside_forwards(lambda: source.estimate(bench.model, bench.batch) and None, repeats)
 
 
 def additions(bench: Bench, repeats: int) -> dict[str, float]:

@@ -116,11 +116,11 @@ PAIRS = {
         ours(dldw.ParticleSwarm, bounds=BOX, topology="ring", **PULLS),
         pyswarms_with(pyswarms.single.LocalBestPSO, k=3, p=2),
     ),
-    "genetic algorithm, one-point / PyGAD": (
-        ours(dldw.GeneticAlgorithm, sigma=SPREAD, crossover="one-point", mutation_sigma=0.1),
+    "genetic algorithm, one-point / PyGAD": (  # by default one gene in ten mutates, evenly by up to 1
+        ours(dldw.GeneticAlgorithm, sigma=SPREAD, crossover="one-point", mutation_sigma=3**-0.5, mutation_rate=0.2),
         pygad_with(),
     ),
-    "genetic algorithm, one-point / PyGAD, mutating every gene": (  # by default one in ten, by up to 1: a leap between basins
+    "genetic algorithm, one-point / PyGAD, mutating every gene": (
         ours(dldw.GeneticAlgorithm, sigma=SPREAD, crossover="one-point", mutation_sigma=0.1),
         pygad_with(mutation_probability=1.0, random_mutation_min_val=-(0.03**0.5), random_mutation_max_val=0.03**0.5),
     ),

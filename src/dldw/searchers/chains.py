@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dldw.searchers.sampling import coins
+
 Chain = tuple[int, ...]
 
 
 class Chains:
-    """Vectors x0 + sigma z(s_0) + mutation_sigma (z(s_1) + ... + z(s_k)), each held as its seeds s (Such et al. 2017).
+    """Vectors x0 + sigma z(s_0) + mutation_sigma (m(s_1) o z(s_1) + ..), each held as its seeds s (Such et al. 2017).
 
     An index gives one vector [d], a slice some [n, d], bit for bit the same every time. The parent of the vector made last
     is kept, so that siblings beside each other cost one draw each.
@@ -18,11 +20,15 @@ class Chains:
         x0: The start point [d].
         sigma: Standard deviation of the first mutation.
         mutation_sigma: That of all later ones.
+        mutation_rate: Probability that a coordinate changes in one of them.
         chains: The seeds of each individual; none for the start point itself.
     """
 
-    def __init__(self, x0: Tensor, sigma: float, mutation_sigma: float, chains: list[Chain]) -> None:
-        self.x0, self.sigma, self.mutation_sigma, self.chains = x0, sigma, mutation_sigma, chains
+    def __init__(
+        self, x0: Tensor, sigma: float, mutation_sigma: float, mutation_rate: float, chains: list[Chain]
+    ) -> None:
+        self.x0, self.sigma, self.mutation_sigma, self.mutation_rate = x0, sigma, mutation_sigma, mutation_rate
+        self.chains = chains
         self._noise = torch.Generator(x0.device)
         self._parent: tuple[Chain, Tensor] = (), x0
 
@@ -49,4 +55,8 @@ class Chains:
 
     def _mutate(self, x: Tensor, seed: int, *, first: bool) -> Tensor:
         z = torch.empty_like(x).normal_(generator=self._noise.manual_seed(seed))
-        return x.add_(z, alpha=self.sigma if first else self.mutation_sigma)
+        if first:
+            return x.add_(z, alpha=self.sigma)
+        if self.mutation_rate < 1:
+            z.mul_(coins(self.mutation_rate, z, self._noise))
+        return x.add_(z, alpha=self.mutation_sigma)

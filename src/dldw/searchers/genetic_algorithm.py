@@ -9,16 +9,15 @@ from torch import Tensor
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
-from dldw.noise import normal
 from dldw.searcher import Searcher
 from dldw.searchers.chains import Chain, Chains
-from dldw.searchers.sampling import Crossover, around, share_of_the_father
+from dldw.searchers.sampling import Crossover, around, mutation, share_of_the_father
 
 
 class GeneticAlgorithm(Searcher):
     """Minimises with a population of which the fittest have mutated offspring; the elites go on unchanged.
 
-        x_i = mother + w o (father - mother) + mutation_sigma * z_i,      z ~ N(0, I)
+        x_i = mother + w o (father - mother) + mutation_sigma * m_i o z_i,      z ~ N(0, I),      m ~ Bernoulli(mutation_rate)
 
     The parents are drawn from the best fifth (``truncation``) or each is the best of three drawn (``tournament``). The
     share w of the father is nothing at all (no crossover), a coin for each coordinate (``uniform``), all coordinates from
@@ -38,6 +37,8 @@ class GeneticAlgorithm(Searcher):
         elites: The best of a generation, which are members of the next.
         crossover: None, ``uniform``, ``one-point`` or ``blend``.
         mutation_sigma, sigma: Standard deviations of a mutation, and of the first population around the start point.
+        mutation_rate: Probability that a coordinate mutates. Few coordinates a long way lead out of local minima, all of
+            them a short way downhill.
         seeds: Whether to hold individuals as chains of seeds; not with crossover.
         generator: See ``Searcher``.
 
@@ -77,6 +78,7 @@ class GeneticAlgorithm(Searcher):
         elites: int = 1,
         crossover: Crossover | None = None,
         mutation_sigma: float = 0.05,
+        mutation_rate: float = 1.0,
         sigma: float = 0.3,
         seeds: bool = False,
         generator: torch.Generator | None = None,
@@ -86,6 +88,8 @@ class GeneticAlgorithm(Searcher):
             raise DldwError(f"population must be at least 2 and exceed the elites, got {population} and {elites}.")
         if not sigma > 0 or mutation_sigma < 0:
             raise DldwError(f"sigma must be positive, mutation_sigma not negative; got {sigma} and {mutation_sigma}.")
+        if not 0 < mutation_rate <= 1:
+            raise DldwError(f"mutation_rate must lie in (0, 1], got {mutation_rate}. At 1 every coordinate mutates.")
         if selection not in ("truncation", "tournament"):
             raise DldwError(f"selection must be truncation or tournament, got {selection!r}.")
         if crossover not in (None, "uniform", "one-point", "blend"):
@@ -96,7 +100,7 @@ class GeneticAlgorithm(Searcher):
                 "Use crossover=None, or seeds=False."
             )
         self.population, self.selection, self.elites, self.crossover = population, selection, elites, crossover
-        self.mutation_sigma, self.sigma, self.seeds = mutation_sigma, sigma, seeds
+        self.mutation_sigma, self.mutation_rate, self.sigma, self.seeds = mutation_sigma, mutation_rate, sigma, seeds
         self._pool: Tensor | list[Chain] = []  # what parents are drawn from, the best first
 
     def _reset(self, x0: Tensor) -> None:
@@ -107,7 +111,7 @@ class GeneticAlgorithm(Searcher):
         if isinstance(pool, Tensor):
             mutants = pool.new_empty((self.population, pool.shape[1]))
             mutants[: self.elites] = pool[: self.elites]
-            children = normal(mutants[self.elites :], generator).mul_(self.mutation_sigma)
+            children = mutation(mutants[self.elites :], self.mutation_sigma, self.mutation_rate, generator)
             mothers = pool.index_select(0, self._parents(offspring, generator))
             if self.crossover is not None:
                 fathers = pool.index_select(0, self._parents(offspring, generator))
@@ -124,7 +128,7 @@ class GeneticAlgorithm(Searcher):
         return self._grown(unchanged + [(*chain, seed) for chain, seed in zip(family, seeds, strict=True)])
 
     def _grown(self, chains: list[Chain]) -> Chains:
-        return Chains(self._x0, self.sigma, self.mutation_sigma, chains)
+        return Chains(self._x0, self.sigma, self.mutation_sigma, self.mutation_rate, chains)
 
     def _parents(self, count: int, generator: torch.Generator) -> Tensor:
         """Rows of the pool, [count]; as the best come first, the winner of a tournament is the lowest row."""

@@ -41,6 +41,12 @@ def coins(p: float, like: Tensor, generator: torch.Generator) -> Tensor:
     return (drawn.to(torch.int32) < round(p * 65536) - 32768).view(like.shape).to(like.dtype)
 
 
+def mutation(out: Tensor, sigma: float, rate: float, generator: torch.Generator) -> Tensor:
+    """Fills ``out`` [n, d] with N(0, sigma²) where a coordinate mutates, with probability ``rate``, and zeros elsewhere."""
+    normal(out, generator).mul_(sigma)
+    return out if rate == 1 else out.mul_(coins(rate, out, generator))
+
+
 def share_of_the_father(crossover: Crossover, like: Tensor, generator: torch.Generator) -> Tensor:
     """What share of each coordinate of a child is its father's, in the shape and type of ``like`` [n, d]."""
     n, d = like.shape

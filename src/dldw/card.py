@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 Claim = Literal["exact", "unbiased", "biased", "search"]
 Needs = Literal["autograd", "forward mode", "loss values", "no loss", "episodes", "layers"]
@@ -27,6 +27,17 @@ class Choice:
     options: tuple[Any, ...]
 
 
+class Published(TypedDict):
+    """What a paper reports of a method on images."""
+
+    settings: dict[str, Any]  # those of the method's that the paper has; none where it is any
+    accuracy: float  # on test images, in per cent
+    backprop: float | None  # the same of back-propagation on the same network, where the paper gives it
+    data: str
+    network: str
+    source: str
+
+
 @dataclass(frozen=True)
 class Card:
     """What a method says of itself; the contract tests hold it to every line.
@@ -46,6 +57,7 @@ class Card:
         note: What a user has to know and the fields above cannot say.
         scale: What the estimate has to be multiplied with for its mean to be the gradient, a formula like ``forwards``.
         variance: E|ghat - g|² / |g|² on a linear loss, a formula like ``forwards``; empty where no closed form is known.
+        published: Accuracies that papers report, to stand beside what is reached here.
     """
 
     summary: str
@@ -59,6 +71,7 @@ class Card:
     note: str = ""
     scale: str = "1"
     variance: str = ""
+    published: tuple[Published, ...] = ()
 
     def count_forwards(self, arguments: Mapping[str, Any], d: int) -> float:
         """The formula of ``forwards`` worked out for these constructor arguments and ``d`` trainable weights."""

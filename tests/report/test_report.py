@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dldw.errors import DldwError
-from dldw.report.results import Results, read
+from dldw.report.results import Results, ends_of, read
 from dldw.report.words import number, percent, size
 from tests.made_up import BACKPROP, CHECKPOINT, NUDGE, World, made_up, save
 
@@ -566,6 +566,35 @@ def test_the_two_tables_hold_what_was_recorded_and_say_how_it_was_made_equal(res
 
 def test_without_a_bound_of_memory_there_are_no_tables(results: Any) -> None:
     assert {table.id for table in tables(results(without=["fit"]))} == {"estimates"}
+
+
+def test_what_papers_report_stands_beside_what_was_reached_and_is_no_target(results: Any, tmp_path: Path) -> None:
+    assert "published" not in {table.id for table in tables(results())}
+    records = made_up()
+    figures = {
+        "accuracy": 97.45,
+        "backprop": 97.59,
+        "data": "MNIST",
+        "network": "LocalMixer",
+        "source": "Ren et al. 2022",
+    }
+    for record in records:
+        if record["kind"] == "method" and record["method"] in ("spsa", CHECKPOINT):
+            alone = {"accuracy": 92.5, "backprop": None} if record["method"] == CHECKPOINT else {}
+            record["published"] = [{"settings": {}, **figures, **alone}]
+    save(records, tmp_path)
+    found = read(tmp_path)
+    table = next(table for table in tables(found) if table.id == "published")
+    here = {m: 100 * np.mean([e["metric"] for e in ends_of(found, m)]) for m in ("spsa", CHECKPOINT, BACKPROP)}
+    rows = dict(table.rows)
+    assert rows.keys() == {"spsa", CHECKPOINT}
+    assert rows["spsa"][0].startswith(f"{here['spsa']:.1f} (")
+    assert rows["spsa"][1:] == ["97.45", "97.59", "MNIST", "LocalMixer", "Ren et al. 2022"]
+    assert rows[CHECKPOINT][1:3] == ["92.5", "–"]
+    gap = here["spsa"] - here[BACKPROP]
+    said = f"spsa is 0.14 points below backprop on MNIST in its paper, and {number(abs(gap))} points"
+    assert table.sentence == f"{said} {'above' if gap > 0 else 'below'} it here."
+    assert table.note in unescape(render(found))
 
 
 def test_a_run_that_was_lost_is_said_and_ranks_behind_those_that_were_not(results: Any, tmp_path: Path) -> None:

@@ -266,6 +266,7 @@ def method_record(spec: Spec, settings: Mapping[str, Any], d: int) -> Record:
         note=card.note,
         settings=dict(settings),
         baseline=spec.label in BASELINES,
+        published=[p for p in card.published if p["settings"].items() <= settings.items()],
     )
 
 

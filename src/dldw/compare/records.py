@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
+from dldw.card import Published
+
 FORMAT = 1
 """Raised whenever a reader of the older format would misread the newer one."""
 
@@ -45,6 +47,7 @@ class MethodRecord(TypedDict):
     note: str
     settings: dict[str, Any]
     baseline: bool
+    published: NotRequired[list[Published]]  # those of the card that have these settings
 
 
 class TaskRecord(TypedDict):

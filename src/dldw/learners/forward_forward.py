@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dldw.card import Card, Choice, Float
+from dldw.card import Card, Choice, Float, Published
 from dldw.errors import DldwError, NonFiniteLossError
 from dldw.learner import OptimizerName
 from dldw.learners.blockwise import BlockOptimizers
@@ -72,6 +72,16 @@ class ForwardForward:
         },
         note="Other objective: the goodness of each layer, not the loss. Batches are (inputs, labels), of at least as many "
         "inputs as classes; a prediction takes a forward for each class. Needs a chain of layers, or dldw_blocks.",
+        published=(
+            Published(
+                settings={},
+                accuracy=98.64,
+                backprop=None,
+                data="MNIST",
+                network="four layers of 2,000",
+                source="Hinton 2022, arXiv 2212.13345",
+            ),
+        ),
     )
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dldw.card import Card, Choice, Float
+from dldw.card import Card, Choice, Float, Published
 from dldw.layers import Layout, cut_between_blocks
 from dldw.learner import OptimizerName
 from dldw.learners.blockwise import BlockOptimizers
@@ -56,6 +56,16 @@ class MonoForward:
         space={"lr": Float(1e-4, 1.0), "optimizer": Choice(("sgd", "adam"))},
         note="Other objective: layers below the last follow losses of their own, not dL/dw. The projections take "
         "3 outputs/width more forwards a step. Needs a chain of layers, or dldw_blocks.",
+        published=(
+            Published(
+                settings={},
+                accuracy=62.34,
+                backprop=61.13,
+                data="CIFAR-10",
+                network="fully connected",
+                source="Gong, Li & Abdulla 2025, arXiv 2501.09238",
+            ),
+        ),
     )
 
     def __init__(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from dldw.report.budgets import Entry, Equal, bound_of, equal_memory, equal_time
 from dldw.report.estimates import HEAD, lines
-from dldw.report.intervals import Interval
-from dldw.report.results import Results, cost_of
+from dldw.report.intervals import Interval, bootstrap
+from dldw.report.results import Results, cost_of, ends_of
 from dldw.report.words import duration, number, size
 
 
@@ -93,7 +93,67 @@ def estimate_table(results: Results) -> Table | None:
     )
 
 
-TABLES: tuple[Callable[[Results], Table | None], ...] = (memory_table, time_table, estimate_table)
+def published_table(results: Results) -> Table | None:
+    """What methods reached here, beside what papers report of them."""
+    if results.task is None or results.task["metric"] != "accuracy":
+        return None
+    reached = {label: _in_the_end(results, label) for label in results.labels}
+    found = [
+        (m["method"], here, p)
+        for m in results.methods
+        if (here := reached[m["method"]]) is not None
+        for p in m.get("published", [])
+    ]
+    if not found:
+        return None
+    exact = reached.get(results.backprop or "")
+    gaps = [
+        f"{method} is {_points(p['accuracy'] - p['backprop'])} backprop on {p['data']} in its paper, and "
+        f"{_points(100 * (here.value - exact.value))} it here"
+        for method, here, p in found
+        if p["backprop"] is not None and exact is not None
+    ]
+    return Table(
+        "published",
+        "learning",
+        "What papers report",
+        f"{'; '.join(gaps)}." if gaps else "No paper named here gives backprop on the same network.",
+        "Accuracy on test images in per cent, here at the end of the runs, mean over seeds with its 95 % interval. Networks "
+        "and images of the papers are not those of this run, so the figures are no targets: what carries over is the "
+        "distance to backprop on the same network, where a paper gives it.",
+        ["Here", "Published", "Backprop there", "Images", "Network", "Source"],
+        [
+            (
+                method,
+                [
+                    _in_per_cent(here),
+                    f"{p['accuracy']:g}",
+                    "–" if p["backprop"] is None else f"{p['backprop']:g}",
+                    p["data"],
+                    p["network"],
+                    p["source"],
+                ],
+            )
+            for method, here, p in found
+        ],
+    )
+
+
+def _in_the_end(results: Results, method: str) -> Interval | None:
+    """The task's metric at the end of a method's runs; None where it has none."""
+    known = [e["metric"] for e in ends_of(results, method) if e["metric"] is not None]
+    return bootstrap(known) if known else None
+
+
+def _points(x: float) -> str:
+    return f"{number(abs(x))} points {'above' if x > 0 else 'below'}"
+
+
+def _in_per_cent(x: Interval) -> str:
+    return f"{100 * x.value:.1f}" + (f" ({100 * x.low:.1f} to {100 * x.high:.1f})" if x.known else "")
+
+
+TABLES: tuple[Callable[[Results], Table | None], ...] = (published_table, memory_table, time_table, estimate_table)
 
 
 def _work(results: Results) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from dldw.card import Card, Choice, Float
+from dldw.card import Card, Choice, Float, Published
 from dldw.errors import DldwError
 from dldw.layers import Call, Layers, Layout, cut_between_blocks, require_independent_examples, require_layers
 from dldw.nodes import Noise, Probed
@@ -58,6 +58,24 @@ class ActivityForwardGradient(GradientSource):
         space={"lr": Float(1e-4, 1.0), "optimizer": Choice(("sgd", "adam"))},
         note="Other objective: layers below the last follow losses of their own, not dL/dw; local=False is unbiased. "
         "Readouts take 2 outputs/width more forwards.",
+        published=(
+            Published(
+                settings={},
+                accuracy=97.45,
+                backprop=97.59,
+                data="MNIST",
+                network="LocalMixer",
+                source="Ren et al. 2022, arXiv 2210.03310",
+            ),
+            Published(
+                settings={},
+                accuracy=69.32,
+                backprop=66.38,
+                data="CIFAR-10",
+                network="LocalMixer",
+                source="Ren et al. 2022, arXiv 2210.03310",
+            ),
+        ),
     )
     per_example = True
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dldw.card import Card, Choice, Float
+from dldw.card import Card, Choice, Float, Published
 from dldw.errors import DldwError
 from dldw.layers import Call, Layers, require_layers, with_backward
 from dldw.objective import Objective
@@ -63,6 +63,16 @@ class FeedbackAlignment(GradientSource):
         },
         note="Other objective: below the output layer it follows its feedback, not dL/dw. Direct feedback takes "
         "outputs/width more forwards a step.",
+        published=(
+            Published(
+                settings={"mode": "direct"},
+                accuracy=98.55,
+                backprop=None,
+                data="MNIST",
+                network="fully connected, with dropout",
+                source="Nøkland 2016, arXiv 1609.01596",
+            ),
+        ),
     )
 
     def __init__(self, loss: Loss, *, mode: Mode = "direct", generator: torch.Generator | None = None) -> None:

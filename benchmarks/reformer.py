@@ -5,6 +5,7 @@ set. The peer runs in its own environment, which needs torch and reformer-pytorc
 
     python benchmarks/reformer.py --peers PYTHON [--lengths 1024 65536] [--threads 2] [--out benchmarks/results/reformer.json]
     python benchmarks/reformer.py --deep [--length 65536] [--backward reversible]
+        [--out benchmarks/results/reformer_deep.json]
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def compare(arguments):
 
 
 def deep(arguments):
-    """One training step of 12 layers; the limit is on what this process may hold."""
+    """Training steps of 12 layers; the limit is on what this process may hold. Runs of other backwards in the file stay."""
     from dldw.memory import keep_freed_memory
     from dldw.nn import Reformer, ReformerConfig
 
@@ -175,6 +176,10 @@ def deep(arguments):
     model = Reformer(config, backward=arguments.backward)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     tokens = torch.randint(256, (1, arguments.length))
+    out = arguments.out
+    results = json.loads(out.read_text()) if out and out.exists() else {}
+    results["machine"], rows = machine(arguments.threads, torch=torch.__version__), []
+    results[arguments.backward] = rows
     start = time.perf_counter()
     for _ in range(arguments.repeats):
         loss = model.loss(tokens).mean()
@@ -187,6 +192,8 @@ def deep(arguments):
             "seconds": time.perf_counter() - start,
         }  # fmt: skip
         print(json.dumps(row), flush=True)
+        rows.append(row)
+        save(out, results)
         start = time.perf_counter()
 
 

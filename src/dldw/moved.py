@@ -48,8 +48,14 @@ class Moved(ABC):
         """``convolve(kernels)`` [B, m, *positions] with each z_r in the place of the kernels: [rows, B, m, *positions]."""
 
     @abstractmethod
-    def along(self, columns: Tensor, shift: Tensor | None = None) -> Tensor:
-        """z_r times ``columns`` [k, B] for matrices z_r [m, k], plus ``shift`` [rows, m, 1]: [rows, m, B]."""
+    def of_columns(self, base: Tensor, columns: Tensor, shift: Tensor | None) -> Tensor:
+        """base [m, B] + scales[c][r] * (z_r columns + shift_r) for matrices z_r [m, k], columns [k, B]: [n, m, B].
+
+        Args:
+            base: What w makes of the columns.
+            columns: The same of all members.
+            shift: Directions of a bias that moves by the same steps, [rows, m, 1].
+        """
 
     @abstractmethod
     def picked(self, index: Tensor) -> Tensor:
@@ -100,9 +106,9 @@ class DenseMoved(Moved):
         out = convolve(self.z.flatten(0, 1))
         return out.view(len(out), self.rows, -1, *out.shape[2:]).transpose(0, 1)
 
-    def along(self, columns: Tensor, shift: Tensor | None = None) -> Tensor:
+    def of_columns(self, base: Tensor, columns: Tensor, shift: Tensor | None) -> Tensor:
         along = product(self.z.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
-        return along if shift is None else along.add_(shift)
+        return self.moved(base, along if shift is None else along.add_(shift))
 
     def picked(self, index: Tensor) -> Tensor:
         return self.z[:, index]
@@ -146,11 +152,14 @@ class LowRankMoved(Moved):
         out = self.a.unsqueeze(1) @ each  # [rows, B, m, positions]
         return out.view(*out.shape[:3], *thin.shape[2:])
 
-    def along(self, columns: Tensor, shift: Tensor | None = None) -> Tensor:
+    def of_columns(self, base: Tensor, columns: Tensor, shift: Tensor | None) -> Tensor:
         thin = product(self.b.mT.reshape(-1, len(columns)), columns).view(self.rows, -1, columns.shape[1])
-        if thin.shape[1] == 1:
-            return self.a * thin if shift is None else torch.addcmul(shift, self.a, thin)
-        return self.a @ thin if shift is None else torch.baddbmm(shift, self.a, thin)
+        if thin.shape[1] > 1 or base.dtype not in (torch.float32, torch.float64):  # 16 bits are too few for a step
+            return self.moved(base, self.a @ thin if shift is None else torch.baddbmm(shift, self.a, thin))
+        steps = self._steps(base)
+        if shift is None:
+            return torch.addcmul(base, steps * self.a, thin).flatten(0, 1)
+        return torch.add(base, steps * shift).addcmul_(steps * self.a, thin).flatten(0, 1)
 
     def picked(self, index: Tensor) -> Tensor:
         return self.a[:, index.reshape(-1)].matmul(self.b.mT).view(self.rows, *index.shape, -1)
@@ -183,9 +192,11 @@ class LowRankMoved(Moved):
         """A factor for each member, column after column."""
         return factor.expand(len(self.scales), *factor.shape).flatten(0, 1)
 
+    def _steps(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.scales, dtype=like.dtype, device=like.device).view(len(self.scales), -1, 1, 1)
+
     def _scaled(self, like: Tensor) -> Tensor:
-        scale = torch.tensor(self.scales, dtype=like.dtype, device=like.device).view(len(self.scales), -1, 1, 1)
-        return (scale * self.a).flatten(0, 1).to(like.dtype)
+        return (self._steps(like) * self.a).flatten(0, 1).to(like.dtype)
 
 
 Stacked = Tensor | Moved

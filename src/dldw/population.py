@@ -212,7 +212,7 @@ def _shared(rules: _Rules, columns: Tensor, w: Tensor, moved: Moved | None, bias
         if bias is not None and isinstance(bias, Member) and isinstance(bias.moved, DenseMoved):
             base.add_(bias.moved.weight.unsqueeze(-1))
             bias, shift = None, bias.moved.z.unsqueeze(-1)
-        out = moved.moved(base, moved.along(columns, shift))
+        out = moved.of_columns(base, columns, shift)
     column, _ = rules.split(bias)
     return out if column is None else out.add_(column.unsqueeze(-1))
 

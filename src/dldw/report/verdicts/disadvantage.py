@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dldw.report.results import Results
-from dldw.report.verdicts.verdict import Ruling, Verdict, bounded, missed_runs, not_shown, ratio_to_backprop
+from dldw.report.verdicts.verdict import Ruling, Verdict, missed_runs, not_shown, ratio_in_words, ratio_to_backprop
 from dldw.report.words import between, times
 
 
@@ -26,7 +26,7 @@ def disadvantage(results: Results) -> Verdict:
         ruling = "holds" if found.low > 1 else "does not hold" if found.high < 1 else "holds partly"
     missed = missed_runs(results, results.nudge)
     meaning = (
-        f"To reach the target, nudging one weight at a time took {bounded(found)} the forward-pass equivalents of "
+        f"To reach the target, nudging one weight at a time took {ratio_in_words(found)} the forward-pass equivalents of "
         f"back-propagation{f'; {missed}' if missed else ''}."
     )
-    return Verdict(claim, ruling, bounded(found), between(found, times), meaning, rule)
+    return Verdict(claim, ruling, ratio_in_words(found), between(found, times), meaning, rule)

@@ -6,7 +6,7 @@ import math
 
 from dldw.report.intervals import Reach
 from dldw.report.results import Results, ends_of
-from dldw.report.verdicts.verdict import bounded, ratio_to_backprop
+from dldw.report.verdicts.verdict import ratio_in_words, ratio_to_backprop
 from dldw.report.words import number, percent, times
 
 
@@ -34,7 +34,7 @@ def headline(results: Results) -> str:
     own = next((r for r, m in rows if m == results.nudge), None)
     parts = []
     if own is not None:
-        parts.append(f"nudging one random weight at a time took {bounded(own)} as much")
+        parts.append(f"nudging one random weight at a time took {ratio_in_words(own)} as much")
     others = [(v, m) for v, m in solved if m != results.nudge]
     if others:
         value, label = others[0]

@@ -10,7 +10,7 @@ from typing import Any
 from dldw.compare.records import Displacement
 from dldw.report.intervals import Interval
 from dldw.report.results import Results
-from dldw.report.verdicts.verdict import Ruling, Verdict, bounded, family, not_shown, ratio_to_backprop
+from dldw.report.verdicts.verdict import Ruling, Verdict, family, not_shown, ratio_in_words, ratio_to_backprop
 from dldw.report.words import list_of, number
 
 FAMILIES = {
@@ -127,4 +127,4 @@ def _said(results: Results, steps: _Steps) -> str:
     where = "" if results.task is None or steps.task == results.task["task"] else f" on {steps.task}"
     words = f"{steps.method}{where}: {takes}, cosine {number(steps.cosine.value)} ({_range(steps.cosine)})"
     ratio = None if where or steps.method == results.backprop else ratio_to_backprop(results, steps.method)
-    return words + (f", {bounded(ratio)} the forward passes of back-propagation to the target" if ratio else "")
+    return words + (f", {ratio_in_words(ratio)} the forward passes of back-propagation to the target" if ratio else "")

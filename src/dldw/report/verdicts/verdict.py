@@ -38,7 +38,7 @@ def not_shown(claim: str, rule: str, why: str) -> Verdict:
     return Verdict(claim, "not shown in this run", "–", "", why, rule)
 
 
-def bounded(found: Interval) -> str:
+def ratio_in_words(found: Interval) -> str:
     """A ratio in words: '74 ×', or 'more than 74 ×' where it is only bounded."""
     return {"": "", "at least": "more than ", "at most": "less than "}[found.bound] + times(found.value)
 

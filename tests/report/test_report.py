@@ -27,7 +27,7 @@ from dldw.report import write
 from dldw.report.charts import CHARTS, Chart, charts, looks
 from dldw.report.estimates import HEAD, lines
 from dldw.report.page import SECTIONS, render
-from dldw.report.tables import tables
+from dldw.report.tables import _points, tables
 
 
 @pytest.fixture(scope="module")
@@ -595,6 +595,7 @@ def test_what_papers_report_stands_beside_what_was_reached_and_is_no_target(resu
     said = f"spsa is 0.14 points below backprop on MNIST in its paper, and {number(abs(gap))} points"
     assert table.sentence == f"{said} {'above' if gap > 0 else 'below'} it here."
     assert table.note in unescape(render(found))
+    assert (_points(0.14), _points(-3.2), _points(1e-9)) == ("0.14 points above", "3.2 points below", "level with")
 
 
 def test_a_run_that_was_lost_is_said_and_ranks_behind_those_that_were_not(results: Any, tmp_path: Path) -> None:

@@ -146,7 +146,8 @@ def _in_the_end(results: Results, method: str) -> Interval | None:
 
 
 def _points(x: float) -> str:
-    return f"{number(abs(x))} points {'above' if x > 0 else 'below'}"
+    """'3.2 points below', or 'level with' where it would read as none."""
+    return f"{number(abs(x))} points {'above' if x > 0 else 'below'}" if abs(x) >= 0.005 else "level with"
 
 
 def _in_per_cent(x: Interval) -> str:

@@ -592,8 +592,7 @@ def test_what_papers_report_stands_beside_what_was_reached_and_is_no_target(resu
     assert rows["spsa"][1:] == ["97.45", "97.59", "MNIST", "LocalMixer", "Ren et al. 2022"]
     assert rows[CHECKPOINT][1:3] == ["92.5", "–"]
     gap = here["spsa"] - here[BACKPROP]
-    said = f"spsa is 0.14 points below backprop on MNIST in its paper, and {number(abs(gap))} points"
-    assert table.sentence == f"{said} {'above' if gap > 0 else 'below'} it here."
+    assert table.sentence == f"spsa is 0.14 points below backprop on MNIST in its paper, and {_points(gap)} it here."
     assert table.note in unescape(render(found))
     assert (_points(0.14), _points(-3.2), _points(1e-9)) == ("0.14 points above", "3.2 points below", "level with")
 

@@ -73,6 +73,8 @@ def _matrix(t: Tensor) -> Tensor:
 
 def _is_onednns(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the product of these goes to oneDNN."""
+    if mkl_is_at_home():  # first, as small products pay for every question
+        return False
     single = input.is_cpu and input.dtype == weight.dtype == torch.float32 and input.ndim > 1
     many = single and input.numel() * len(weight) >= _MANY
     return many and all(_is_plain(t) for t in (input, weight, bias)) and _onednn_may()
@@ -89,9 +91,9 @@ def _is_plain(t: Tensor | None) -> bool:
 
 
 def _onednn_may() -> bool:
-    """Whether oneDNN is there, on and faster, and neither autograd nor autocast, for which it has no rule, watches."""
+    """Whether oneDNN is there and on, and neither autograd nor autocast, for which it has no rule, watches."""
     watched = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
-    return not mkl_is_at_home() and _onednn_is_on() and not watched
+    return _onednn_is_on() and not watched
 
 
 def _onednn_has_bfloat16() -> bool:

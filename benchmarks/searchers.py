@@ -119,7 +119,7 @@ PAIRS = {
         pyswarms_with(pyswarms.single.LocalBestPSO, k=3, p=2),
     ),
     "genetic algorithm, one-point / PyGAD": (  # by default one gene in ten mutates, evenly by up to 1
-        genetic(crossover="one-point", mutation_sigma=3**-0.5, mutation_rate=0.15),
+        genetic(crossover="one-point", mutation_sigma=(3**-0.5, 0.15)),
         pygad_with(),
     ),
     "genetic algorithm, one-point / PyGAD, mutating every gene": (
@@ -127,7 +127,7 @@ PAIRS = {
         pygad_with(mutation_probability=1.0, random_mutation_min_val=-(0.03**0.5), random_mutation_max_val=0.03**0.5),
     ),
     "genetic algorithm, uniform / PyGAD": (
-        genetic(crossover="uniform", mutation_sigma=0.1 / 3**0.5, mutation_rate=0.3),
+        genetic(crossover="uniform", mutation_sigma=(0.1 / 3**0.5, 0.3)),
         pygad_with(
             crossover_type="uniform",
             random_mutation_min_val=-0.1,

@@ -241,7 +241,7 @@ def test_a_mutation_is_gaussian_with_the_stated_deviation():
 
 @pytest.mark.parametrize("seeds", [False, True])
 def test_coordinates_mutate_at_the_stated_rate_and_by_the_stated_deviation(seeds):
-    settings = {"population": 11, "elites": 1, "mutation_sigma": 0.01, "mutation_rate": 0.1, "seeds": seeds}
+    settings = {"population": 11, "elites": 1, "mutation_sigma": (0.01, 0.1), "seeds": seeds}
     ranked, offspring = told(settings, d=2000)
     changes = offspring[1:, None] - ranked[None, :2]
     of_the_second = changes.square().sum(2).argmin(1) == 1  # the first is the start point, whose children have sigma
@@ -466,8 +466,8 @@ def test_stop_is_empty_and_the_mean_is_none_where_a_method_has_neither():
         (dldw.GeneticAlgorithm, {"population": 1}, "population must be at least 2 and exceed the elites, got 1 and 1"),
         (dldw.GeneticAlgorithm, {"population": 4, "elites": 4}, "exceed the elites, got 4 and 4"),
         (dldw.GeneticAlgorithm, {"mutation_sigma": -0.1}, "mutation_sigma not negative; got 0.3 and -0.1"),
-        (dldw.GeneticAlgorithm, {"mutation_rate": 0.0}, r"mutation_rate must lie in \(0, 1\], got 0.0"),
-        (dldw.GeneticAlgorithm, {"mutation_rate": 1.1}, r"mutation_rate must lie in \(0, 1\], got 1.1"),
+        (dldw.GeneticAlgorithm, {"mutation_sigma": (0.1, 0.0)}, r"rate .* must lie in \(0, 1\], got 0.0"),
+        (dldw.GeneticAlgorithm, {"mutation_sigma": (0.1, 1.1)}, r"rate .* must lie in \(0, 1\], got 1.1"),
         (
             dldw.GeneticAlgorithm,
             {"selection": "roulette"},

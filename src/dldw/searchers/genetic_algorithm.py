@@ -17,7 +17,7 @@ from dldw.searchers.sampling import Crossover, around, mutation, share_of_the_fa
 class GeneticAlgorithm(Searcher):
     """Minimises with a population of which the fittest have mutated offspring; the elites go on unchanged.
 
-        x_i = mother + w o (father - mother) + mutation_sigma * m_i o z_i,      z ~ N(0, I),      m ~ Bernoulli(mutation_rate)
+        x_i = mother + w o (father - mother) + mutation_sigma * m_i o z_i,      z ~ N(0, I),      m ~ Bernoulli(rate)
 
     The parents are drawn from the best fifth (``truncation``) or each is the best of three drawn (``tournament``). The
     share w of the father is nothing at all (no crossover), a coin for each coordinate (``uniform``), all coordinates from
@@ -36,9 +36,9 @@ class GeneticAlgorithm(Searcher):
         selection: ``truncation`` or ``tournament``.
         elites: The best of a generation, which are members of the next.
         crossover: None, ``uniform``, ``one-point`` or ``blend``.
-        mutation_sigma, sigma: Standard deviations of a mutation, and of the first population around the start point.
-        mutation_rate: Probability that a coordinate mutates. Few coordinates a long way lead out of local minima, all of
-            them a short way downhill.
+        mutation_sigma: Standard deviation of a mutation of all coordinates; or that and the rate, the probability that a
+            coordinate mutates: few a long way lead out of local minima, all of them a short way downhill.
+        sigma: Standard deviation of the first population around the start point.
         seeds: Whether to hold individuals as chains of seeds; not with crossover.
         generator: See ``Searcher``.
 
@@ -77,19 +77,21 @@ class GeneticAlgorithm(Searcher):
         selection: Literal["truncation", "tournament"] = "truncation",
         elites: int = 1,
         crossover: Crossover | None = None,
-        mutation_sigma: float = 0.05,
-        mutation_rate: float = 1.0,
+        mutation_sigma: float | tuple[float, float] = 0.05,
         sigma: float = 0.3,
         seeds: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(generator)
+        deviation, rate = mutation_sigma if isinstance(mutation_sigma, tuple) else (mutation_sigma, 1.0)
         if not 0 <= elites < population or population < 2:
             raise DldwError(f"population must be at least 2 and exceed the elites, got {population} and {elites}.")
-        if not sigma > 0 or mutation_sigma < 0:
-            raise DldwError(f"sigma must be positive, mutation_sigma not negative; got {sigma} and {mutation_sigma}.")
-        if not 0 < mutation_rate <= 1:
-            raise DldwError(f"mutation_rate must lie in (0, 1], got {mutation_rate}. At 1 every coordinate mutates.")
+        if not sigma > 0 or deviation < 0:
+            raise DldwError(f"sigma must be positive, mutation_sigma not negative; got {sigma} and {deviation}.")
+        if not 0 < rate <= 1:
+            raise DldwError(
+                f"the rate beside mutation_sigma must lie in (0, 1], got {rate}. At 1 every coordinate mutates."
+            )
         if selection not in ("truncation", "tournament"):
             raise DldwError(f"selection must be truncation or tournament, got {selection!r}.")
         if crossover not in (None, "uniform", "one-point", "blend"):
@@ -100,7 +102,8 @@ class GeneticAlgorithm(Searcher):
                 "Use crossover=None, or seeds=False."
             )
         self.population, self.selection, self.elites, self.crossover = population, selection, elites, crossover
-        self.mutation_sigma, self.mutation_rate, self.sigma, self.seeds = mutation_sigma, mutation_rate, sigma, seeds
+        self.mutation_sigma, self.sigma, self.seeds = mutation_sigma, sigma, seeds
+        self._mutation = deviation, rate
         self._pool: Tensor | list[Chain] = []  # what parents are drawn from, the best first
 
     def _reset(self, x0: Tensor) -> None:
@@ -111,7 +114,7 @@ class GeneticAlgorithm(Searcher):
         if isinstance(pool, Tensor):
             mutants = pool.new_empty((self.population, pool.shape[1]))
             mutants[: self.elites] = pool[: self.elites]
-            children = mutation(mutants[self.elites :], self.mutation_sigma, self.mutation_rate, generator)
+            children = mutation(mutants[self.elites :], *self._mutation, generator)
             mothers = pool.index_select(0, self._parents(offspring, generator))
             if self.crossover is not None:
                 fathers = pool.index_select(0, self._parents(offspring, generator))
@@ -128,7 +131,7 @@ class GeneticAlgorithm(Searcher):
         return self._grown(unchanged + [(*chain, seed) for chain, seed in zip(family, seeds, strict=True)])
 
     def _grown(self, chains: list[Chain]) -> Chains:
-        return Chains(self._x0, self.sigma, self.mutation_sigma, self.mutation_rate, chains)
+        return Chains(self._x0, self.sigma, *self._mutation, chains)
 
     def _parents(self, count: int, generator: torch.Generator) -> Tensor:
         """Rows of the pool, [count]; as the best come first, the winner of a tournament is the lowest row."""

@@ -188,19 +188,15 @@ def _curve_spec(kit: Kit, metric: str, axis: str, axes: dict[str, str], reach: l
         .encode(y="level:Q")
     )
     target, start = here.transform_filter("datum.what == 'target'"), here.transform_filter("datum.what == 'untrained'")
-    side: dict[str, Any] = {"baseline": "top", "dy": 4} if metric == "loss" else {"baseline": "bottom", "dy": -3}
-    layers.append(here.mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.6))
-    paper = alt.expr("paper")
-    behind: dict[str, Any] = {"color": paper, "stroke": paper, "strokeWidth": 4, "strokeJoin": "round"}
-    for look in (behind, {"color": alt.expr("ink"), "opacity": 0.7}):  # curves run behind the words, not through them
-        layers += [
-            target.mark_text(align="left", baseline="bottom", dx=4, dy=-3, fontSize=11, **look).encode(
-                x=alt.value(0), text="text:N"
-            ),
-            start.mark_text(align="right", dx=-12, fontSize=11, **side, **look).encode(
-                x=alt.value(alt.expr("width")), text="text:N"
-            ),
-        ]
+    above: Any = "top" if metric == "loss" else "bottom"
+    words: dict[str, Any] = {"color": alt.expr("ink"), "opacity": 0.7, "fontSize": 11}
+    layers += [
+        here.mark_rule(strokeDash=[3, 3], color=alt.expr("ink"), opacity=0.6),
+        target.mark_text(align="left", baseline="bottom", dx=4, dy=-3, **words).encode(x=alt.value(0), text="text:N"),
+        start.mark_text(align="right", baseline=above, dy=-3 if above == "bottom" else 4, **words).encode(
+            x=alt.value(alt.expr("width")), text="text:N"
+        ),
+    ]
     return kit.finish(layers, 380, task="")
 
 

@@ -56,6 +56,12 @@ def bootstrap(values: Iterable[float], statistic: Callable[..., Any] = np.mean) 
     return Interval(value, *quantiles(statistic(array[resample(len(array))], axis=1)), len(array))
 
 
+def final_metric(ends: Iterable[End]) -> Interval | None:
+    """The task's metric at the end of runs, over seeds; None where none has one."""
+    known = [end["metric"] for end in ends if end["metric"] is not None]
+    return bootstrap(known) if known else None
+
+
 def to_target(end: End, axis: str) -> float | None:
     """What a run spent until the target, in ``forwards``, ``seconds`` or ``interactions``; None where it missed it."""
     if axis == "interactions":

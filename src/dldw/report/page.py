@@ -16,7 +16,7 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from dldw.report.charts import Chart, Look, charts, looks
-from dldw.report.intervals import Reach, bootstrap
+from dldw.report.intervals import Reach, final_metric
 from dldw.report.results import Results, cost_of, ends_of
 from dldw.report.tables import tables
 from dldw.report.verdicts import headline, verdicts
@@ -133,7 +133,7 @@ def _row(results: Results, label: str) -> dict[str, str]:
     """One line of the table of results."""
     record = next((m for m in results.methods if m["method"] == label), None)
     ends, cost, task = ends_of(results, label), cost_of(results, label), results.task
-    metric = bootstrap(e["metric"] for e in ends if e["metric"] is not None) if ends else None
+    metric = final_metric(ends)
     show = (lambda v: percent(v, 1)) if task is not None and task["metric"] == "accuracy" else number
     reach = Reach.of(ends)
     missed = len(ends) - reach.reached

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dldw.report.budgets import Entry, Equal, bound_of, equal_memory, equal_time
 from dldw.report.estimates import HEAD, lines
-from dldw.report.intervals import Interval, bootstrap
+from dldw.report.intervals import Interval, final_metric
 from dldw.report.results import Results, cost_of, ends_of
 from dldw.report.words import duration, number, size
 
@@ -97,7 +97,7 @@ def published_table(results: Results) -> Table | None:
     """What methods reached here, beside what papers report of them."""
     if results.task is None or results.task["metric"] != "accuracy":
         return None
-    reached = {label: _in_the_end(results, label) for label in results.labels}
+    reached = {label: final_metric(ends_of(results, label)) for label in results.labels}
     found = [
         (m["method"], here, p)
         for m in results.methods
@@ -126,7 +126,7 @@ def published_table(results: Results) -> Table | None:
             (
                 method,
                 [
-                    _in_per_cent(here),
+                    _with_interval(here, 100, 1),
                     f"{p['accuracy']:g}",
                     "–" if p["backprop"] is None else f"{p['backprop']:g}",
                     p["data"],
@@ -139,19 +139,9 @@ def published_table(results: Results) -> Table | None:
     )
 
 
-def _in_the_end(results: Results, method: str) -> Interval | None:
-    """The task's metric at the end of a method's runs; None where it has none."""
-    known = [e["metric"] for e in ends_of(results, method) if e["metric"] is not None]
-    return bootstrap(known) if known else None
-
-
 def _points(x: float) -> str:
     """'3.2 points below', or 'level with' where it would read as none."""
     return f"{number(abs(x))} points {'above' if x > 0 else 'below'}" if abs(x) >= 0.005 else "level with"
-
-
-def _in_per_cent(x: Interval) -> str:
-    return f"{100 * x.value:.1f}" + (f" ({100 * x.low:.1f} to {100 * x.high:.1f})" if x.known else "")
 
 
 TABLES: tuple[Callable[[Results], Table | None], ...] = (published_table, memory_table, time_table, estimate_table)
@@ -205,8 +195,9 @@ def _outcome(e: Entry) -> list[str]:
     return [_with_interval(e.metric), number(e.steps)]
 
 
-def _with_interval(x: Interval) -> str:
-    return f"{x.value:.3f} ({x.low:.3f} to {x.high:.3f})" if x.known else f"{x.value:.3f}"
+def _with_interval(x: Interval, scale: float = 1, digits: int = 3) -> str:
+    value, low, high = (f"{scale * v:.{digits}f}" for v in (x.value, x.low, x.high))
+    return f"{value} ({low} to {high})" if x.known else value
 
 
 def _sentence(results: Results, found: Equal, metric: str) -> str:

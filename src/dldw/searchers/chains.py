@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dldw.searchers.sampling import coins
+from dldw.searchers.sampling import thinned
 
 Chain = tuple[int, ...]
 
@@ -57,6 +57,4 @@ class Chains:
         z = torch.empty_like(x).normal_(generator=self._noise.manual_seed(seed))
         if first:
             return x.add_(z, alpha=self.sigma)
-        if self.mutation_rate < 1:
-            z.mul_(coins(self.mutation_rate, z, self._noise))
-        return x.add_(z, alpha=self.mutation_sigma)
+        return x.add_(thinned(z, self.mutation_rate, self._noise), alpha=self.mutation_sigma)

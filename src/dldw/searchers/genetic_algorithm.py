@@ -9,9 +9,10 @@ from torch import Tensor
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError
+from dldw.noise import normal
 from dldw.searcher import Searcher
 from dldw.searchers.chains import Chain, Chains
-from dldw.searchers.sampling import Crossover, around, mutation, share_of_the_father
+from dldw.searchers.sampling import Crossover, around, share_of_the_father, thinned
 
 
 class GeneticAlgorithm(Searcher):
@@ -102,8 +103,7 @@ class GeneticAlgorithm(Searcher):
                 "Use crossover=None, or seeds=False."
             )
         self.population, self.selection, self.elites, self.crossover = population, selection, elites, crossover
-        self.mutation_sigma, self.sigma, self.seeds = mutation_sigma, sigma, seeds
-        self._mutation = deviation, rate
+        self.mutation_sigma, self.mutation_rate, self.sigma, self.seeds = deviation, rate, sigma, seeds
         self._pool: Tensor | list[Chain] = []  # what parents are drawn from, the best first
 
     def _reset(self, x0: Tensor) -> None:
@@ -114,7 +114,8 @@ class GeneticAlgorithm(Searcher):
         if isinstance(pool, Tensor):
             mutants = pool.new_empty((self.population, pool.shape[1]))
             mutants[: self.elites] = pool[: self.elites]
-            children = mutation(mutants[self.elites :], *self._mutation, generator)
+            children = normal(mutants[self.elites :], generator).mul_(self.mutation_sigma)
+            thinned(children, self.mutation_rate, generator)
             mothers = pool.index_select(0, self._parents(offspring, generator))
             if self.crossover is not None:
                 fathers = pool.index_select(0, self._parents(offspring, generator))
@@ -131,7 +132,7 @@ class GeneticAlgorithm(Searcher):
         return self._grown(unchanged + [(*chain, seed) for chain, seed in zip(family, seeds, strict=True)])
 
     def _grown(self, chains: list[Chain]) -> Chains:
-        return Chains(self._x0, self.sigma, *self._mutation, chains)
+        return Chains(self._x0, self.sigma, self.mutation_sigma, self.mutation_rate, chains)
 
     def _parents(self, count: int, generator: torch.Generator) -> Tensor:
         """Rows of the pool, [count]; as the best come first, the winner of a tournament is the lowest row."""

@@ -41,10 +41,9 @@ def coins(p: float, like: Tensor, generator: torch.Generator) -> Tensor:
     return (drawn.to(torch.int32) < round(p * 65536) - 32768).view(like.shape).to(like.dtype)
 
 
-def mutation(out: Tensor, sigma: float, rate: float, generator: torch.Generator) -> Tensor:
-    """Fills ``out`` [n, d] with N(0, sigma²) where a coordinate mutates, with probability ``rate``, and zeros elsewhere."""
-    normal(out, generator).mul_(sigma)
-    return out if rate == 1 else out.mul_(coins(rate, out, generator))
+def thinned(z: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """``z`` [..] with each entry kept with probability ``rate`` and zero otherwise, in place; at 1 nothing is drawn."""
+    return z if rate == 1 else z.mul_(coins(rate, z, generator))
 
 
 def share_of_the_father(crossover: Crossover, like: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dldw import gemm
-from dldw.gemm import add_outer, linear, product, product_beside
+from dldw.gemm import add_outer, add_product, linear, product, product_beside
 
 
 class Operations(TorchDispatchMode):
@@ -49,6 +49,16 @@ def test_large_ones_go_to_onednn_in_any_layout(of_input, of_weight, bias, monkey
         assert_right(product(x, w.mT, bias), x, w, bias)
         assert_right(linear(x.view(3, 100, 24) if x.is_contiguous() else x, w, bias).flatten(0, -2), x, w, bias)
     assert ran.names.count("mkldnn::_linear_pointwise") == 2
+
+
+@pytest.mark.parametrize("at_home", [True, False], ids=["by torch", "by oneDNN"])
+def test_a_product_is_added_as_often_as_asked_for(at_home, monkeypatch):
+    monkeypatch.setattr(gemm, "mkl_is_at_home", lambda: at_home)
+    rows, columns, out = made(300, 24), made(24, 400), made(300, 400)
+    expected = out.double() - 0.5 * rows.double() @ columns.double()
+    with torch.no_grad():
+        add_product(out, rows, columns, -0.5)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-4)
 
 
 def test_small_ones_and_other_types_are_torchs(monkeypatch):

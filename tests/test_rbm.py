@@ -289,16 +289,17 @@ def test_persistent_chains_come_to_give_the_exact_gradient_where_the_weights_sta
 
 @pytest.mark.parametrize("settings", [{}, {"k": 3}, {"persistent": True, "chains": 5}], ids=str)
 @pytest.mark.parametrize("units", ["bernoulli", "gaussian"])
-def test_estimate_is_the_gradient_of_the_free_energies_of_both_phases(units, settings):
+@pytest.mark.parametrize("examples", [2, 7])  # fewer than hidden units, and more
+def test_estimate_is_the_gradient_of_the_free_energies_of_both_phases(units, settings, examples):
     extra = {"variance": 0.7, "learn_variance": True} if units == "gaussian" else {}
     rbm = machine(visible_units=units, **extra)
-    v = torch.rand(7, 4, dtype=DOUBLE, generator=seeded())
+    v = torch.rand(examples, 4, dtype=DOUBLE, generator=seeded())
     source = dldw.ContrastiveDivergence(**settings, generator=seeded())
     for _ in range(2):
         rbm.zero_grad()
         source(rbm, v)
-    samples = source._held.v_model.clone()
-    assert len(samples) == settings.get("chains", 7)
+    samples = source._held.model.v.clone()
+    assert len(samples) == settings.get("chains", examples)
     loss = rbm.free_energy(v).mean() - rbm.free_energy(samples).mean()
     wanted = torch.cat(
         [g.flatten() for g in torch.autograd.grad(loss, [p for p in rbm.parameters() if p.requires_grad])]

@@ -49,8 +49,16 @@ def product_beside(rows: Tensor, columns: Tensor, bias: Tensor | None, thin: Ten
     else:
         out = (thin @ factor).add_(bias)
     matrix = _matrix(out)
-    torch.addmm(matrix, _matrix(rows), columns, out=matrix)  # torch counts its operations, but not those of addmm_
+    add_product(matrix, _matrix(rows), columns, 1.0)
     return out.view(*rows.shape[:-1], columns.shape[1])
+
+
+def add_product(out: Tensor, rows: Tensor, columns: Tensor, alpha: float) -> None:
+    """Adds ``alpha`` times rows [m, k] times columns [k, n] to ``out`` [m, n]; neither autograd nor autocast watches."""
+    if _is_onednns(rows, columns.mT, None):
+        out.add_(_by_onednn(rows, columns.mT, None), alpha=alpha)
+    else:
+        torch.addmm(out, rows, columns, alpha=alpha, out=out)  # torch counts its operations, but not those of addmm_
 
 
 def add_outer(out: Tensor, column: Tensor, row: Tensor, value: float) -> None:

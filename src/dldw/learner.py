@@ -48,7 +48,7 @@ class Descent:
         model: The model to train.
         source: Where dL/dw comes from.
         optimizer: Any optimizer of ``torch.optim`` over the model's parameters; or a learning rate, for plain descent without
-            an optimizer, which leaves ``.grad`` empty.
+            an optimizer, which leaves ``.grad`` empty (``GradientSource.descend``).
 
     Raises:
         DldwError: A learning rate that is not positive and finite.
@@ -70,22 +70,10 @@ class Descent:
     def step(self, batch: Batch) -> Tensor:
         """One gradient estimate and one step along it; returns the detached loss, shape []."""
         if isinstance(self.optimizer, float | int):
-            return self._descend(batch, self.optimizer)
+            return self.source.descend(self.model, batch, self.optimizer)
         self.optimizer.zero_grad()
         loss = self.source(self.model, batch)
         self.optimizer.step()
-        return loss
-
-    def _descend(self, batch: Batch, rate: float) -> Tensor:
-        weights = Weights.of(self.model).tensors
-        for p in weights:
-            p.grad = None
-        loss = self.source(self.model, batch)
-        with torch.no_grad():
-            for p in weights:
-                if p.grad is not None:
-                    p.sub_(p.grad, alpha=rate)
-                    p.grad = None
         return loss
 
     def state_dict(self) -> dict[str, Any]:

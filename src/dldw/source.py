@@ -63,6 +63,22 @@ class GradientSource(ABC):
             DldwError: Nothing can be trained, or model, batch and generator do not fit together.
         """
 
+    def descend(self, model: nn.Module, batch: Batch, rate: float) -> Tensor:
+        """w ← w - rate · ghat, which leaves ``.grad`` empty; returns and raises what a call does.
+
+        A source that can change the weights without storing an estimate as large as they are does so here.
+        """
+        weights = Weights.of(model).tensors
+        for p in weights:
+            p.grad = None
+        loss = self(model, batch)
+        with torch.no_grad():
+            for p in weights:
+                if p.grad is not None:
+                    p.sub_(p.grad, alpha=rate)
+                    p.grad = None
+        return loss
+
     @property
     def additive(self) -> bool:
         """Whether estimates of micro-batches add up (see ``Card.additive``)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +11,14 @@ from torch import Tensor, nn
 
 from dldw.card import Card, Choice, Float
 from dldw.errors import DldwError, NonFiniteLossError
-from dldw.gemm import product
+from dldw.gemm import add_product, product
 from dldw.memory import keep_freed_memory
 from dldw.nn.likelihood import exact_log_partition
 from dldw.nn.rbm import RBM
 from dldw.nn.units import GaussianUnits, bernoulli
+from dldw.noise import tiles
 from dldw.source import Batch, GradientSource
-from dldw.weights import add_to_grad
+from dldw.weights import Weights, add_to_grad
 
 
 class ContrastiveDivergence(GradientSource):
@@ -88,42 +88,63 @@ class ContrastiveDivergence(GradientSource):
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         weights, rbm = self._prepare(model), _machine(model)
-        v = _examples(rbm, batch)
-        generator = self._generator_on(weights.device)
         with torch.no_grad():
-            phases = self._phases(rbm, v)
-            error, state = self._sample(rbm, v, phases, generator)
-            if not math.isfinite(error):
-                raise NonFiniteLossError(
-                    f"the reconstruction error is {error}: the weights are not finite, or far too large; .grad is as it was. "
-                    "Lower the learning rate, or standardise the data of Gaussian units."
-                )
-            phases.add_gradient(rbm)
-            if self.persistent:
-                self._state = state
-        return torch.scalar_tensor(error, dtype=v.dtype, device=v.device)
+            error, phases = self._learn(weights, rbm, batch)
+            for p, gradient in phases.gradients(rbm):
+                add_to_grad(p, gradient if isinstance(gradient, Tensor) else product(*gradient))
+        return error
+
+    def descend(self, model: nn.Module, batch: Batch, rate: float) -> Tensor:
+        weights, rbm = self._prepare(model), _machine(model)
+        for p in weights.tensors:
+            p.grad = None
+        with torch.no_grad():
+            error, phases = self._learn(weights, rbm, batch)
+            for p, gradient in phases.gradients(rbm):
+                if isinstance(gradient, Tensor):
+                    p.sub_(gradient, alpha=rate)
+                else:
+                    add_product(p, *gradient, alpha=-rate)
+        return error
+
+    def _learn(self, weights: Weights, rbm: RBM, batch: Batch) -> tuple[Tensor, _Phases]:
+        """The reconstruction error, and data and samples; the persistent chains have moved on."""
+        v = _examples(rbm, batch)
+        phases = self._phases(rbm, v)
+        error, state = self._sample(rbm, v, phases, self._generator_on(weights.device))
+        if not math.isfinite(error):
+            raise NonFiniteLossError(
+                f"the reconstruction error is {error}: the weights are not finite, or far too large; .grad is as it was. "
+                "Lower the learning rate, or standardise the data of Gaussian units."
+            )
+        if self.persistent:
+            self._state = state
+        return torch.scalar_tensor(error, dtype=v.dtype, device=v.device), phases
 
     def _sample(self, rbm: RBM, v: Tensor, phases: _Phases, generator: torch.Generator) -> tuple[float, Tensor]:
         """Fills in both phases; returns the reconstruction error and the hidden states that the chains end in."""
         weight, bias, hidden_bias, units = rbm.weight, rbm.visible_bias, rbm.hidden_bias, rbm.units
-        transposed = weight.t()
-        phases.v_data.copy_(v)
-        data = torch.sigmoid(product(units.scaled(phases.v_data), transposed, hidden_bias), out=phases.h_data)
+        phases.take(v)
+        data, samples, transposed = phases.data, phases.model, weight.t()
+        torch.sigmoid(product(units.scaled(data.v), transposed, hidden_bias), out=data.h)
         error, state = None, self._state
         if self.persistent:
-            error = _squared_error(phases.v_data, rbm.visible_mean(data))
+            error = _squared_error(data.v, rbm.visible_mean(data.h))
         if state is None:  # chains start at the examples, as often over as there are more of them
-            chains = len(phases.h_model)
-            start = data if chains == len(v) else data[torch.arange(chains, device=v.device) % len(v)]
+            chains = len(samples.h)
+            start = data.h if chains == len(v) else data.h[torch.arange(chains, device=v.device) % len(v)]
             state = bernoulli(start, generator)
         for step in range(self.k):
-            mean = units.mean_(product(state, weight, bias))
-            if error is None:
-                error = _squared_error(phases.v_data, mean)
-            drawn = units.draw(mean, generator, out=phases.v_model)
-            model = torch.sigmoid(product(units.scaled(drawn), transposed, hidden_bias), out=phases.h_model)
+            field, squares = product(state, weight, bias), 0.0
+            for rows in tiles(field, _CACHED if field.is_cpu else field.numel()):
+                mean = units.mean_(field[rows])
+                if error is None:
+                    squares += _squares(data.v[rows], mean)
+                units.draw(mean, generator, out=samples.v[rows])
+            error = squares / field.numel() if error is None else error
+            torch.sigmoid(product(units.scaled(samples.v), transposed, hidden_bias), out=samples.h)
             if self.persistent or step < self.k - 1:
-                state = bernoulli(model, generator)
+                state = bernoulli(samples.h, generator)
         return error or 0.0, state
 
     def _phases(self, rbm: RBM, v: Tensor) -> _Phases:
@@ -159,50 +180,79 @@ class ContrastiveDivergence(GradientSource):
 
 
 @dataclass
-class _Phases:
-    """Data above and the machine's own samples below, so that one product gives the gradient of both.
+class _Rows:
+    """Visible units with what the hidden ones are given them, and what they count in the gradient.
 
     Attributes:
-        v: [B + n, visible].
-        h: p(h | v), [B + n, hidden].
-        share: What each row counts, -1/B on data and 1/n on samples, [B + n, 1].
+        v: [n, visible].
+        h: p(h | v), [n, hidden].
+        share: What each row counts, -1/B on data and 1/n on samples, [n].
     """
 
     v: Tensor
     h: Tensor
     share: Tensor
-    v_data: Tensor
-    v_model: Tensor
-    h_data: Tensor
-    h_model: Tensor
+
+    def gradients(self, rbm: RBM) -> list[tuple[nn.Parameter, Tensor | tuple[Tensor, Tensor]]]:
+        """What is trained, and its gradient of F over the rows, or two matrices whose product that is; ``h`` is spent."""
+        h, scaled = self.h.mul_(self.share.unsqueeze(1)), rbm.units.scaled(self.v)
+        found: list[tuple[nn.Parameter, Tensor | tuple[Tensor, Tensor]]] = []
+        if isinstance(rbm.units, GaussianUnits) and rbm.units.log_variance.requires_grad:
+            z, b = rbm.units.log_variance, rbm.visible_bias
+            squares = self.share @ (self.v - b).square() / 2
+            found.append((z, (squares - ((h @ rbm.weight) * self.v).sum(0)) * torch.exp(-z)))
+        if rbm.visible_bias.requires_grad:
+            found.append((rbm.visible_bias, torch.mv(scaled.t(), self.share)))
+        if rbm.hidden_bias.requires_grad:
+            found.append((rbm.hidden_bias, h.sum(0)))
+        if rbm.weight.requires_grad:
+            found.append((rbm.weight, (h.t(), scaled)))
+        return found
+
+
+@dataclass
+class _Phases:
+    """The data and the machine's own samples.
+
+    Attributes:
+        data: The examples.
+        model: Where the chains are.
+        both: Data above and samples below, which they are parts of then: one product gives the gradient of both.
+    """
+
+    data: _Rows
+    model: _Rows
+    both: _Rows | None
 
     @classmethod
-    def of(cls, like: Tensor, chains: int, hidden: int) -> _Phases:
-        examples, visible = like.shape
-        rows = examples + chains
-        v, h, share = like.new_empty(rows, visible), like.new_empty(rows, hidden), like.new_empty(rows, 1)
+    def of(cls, v: Tensor, chains: int, hidden: int) -> _Phases:
+        examples, visible = v.shape
+        h, share = v.new_empty(examples + chains, hidden), v.new_full((examples + chains,), 1 / chains)
         share[:examples] = -1 / examples
-        share[examples:] = 1 / chains
-        return cls(v, h, share, v[:examples], v[examples:], h[:examples], h[examples:])
+        if examples > hidden:  # to copy them takes longer than another pass over the weights
+            samples, both = v.new_empty(chains, visible), None
+        else:
+            both = _Rows(v.new_empty(examples + chains, visible), h, share)
+            v, samples = both.v[:examples], both.v[examples:]
+        return cls(_Rows(v, h[:examples], share[:examples]), _Rows(samples, h[examples:], share[examples:]), both)
 
     def fits(self, v: Tensor, chains: int, hidden: int) -> bool:
-        kept, same = self.v_data, self.h_model.shape == (chains, hidden)
-        return same and kept.shape == v.shape and kept.dtype == v.dtype and kept.device == v.device
+        kept = self.data.v
+        same = kept.shape == v.shape and kept.dtype == v.dtype and kept.device == v.device
+        return same and self.model.h.shape == (chains, hidden)
 
-    def add_gradient(self, rbm: RBM) -> None:
-        """Adds the difference of the gradients of F to ``.grad``; ``h`` is spent."""
-        h, scaled, share = self.h.mul_(self.share), rbm.units.scaled(self.v), self.share.view(-1)
-        if isinstance(rbm.units, GaussianUnits):  # first, as it is made from the others
-            z, b = rbm.units.log_variance, rbm.visible_bias
-            _add(z, lambda: (share @ (self.v - b).square() / 2 - ((h @ rbm.weight) * self.v).sum(0)) * torch.exp(-z))
-        _add(rbm.visible_bias, lambda: torch.mv(scaled.t(), share))
-        _add(rbm.hidden_bias, lambda: h.sum(0))
-        _add(rbm.weight, lambda: product(h.t(), scaled))
+    def take(self, v: Tensor) -> None:
+        """Makes ``v`` the data."""
+        if self.both is None:
+            self.data.v = v.contiguous()
+        else:
+            self.data.v.copy_(v)
 
-
-def _add(p: nn.Parameter, gradient: Callable[[], Tensor]) -> None:
-    if p.requires_grad:
-        add_to_grad(p, gradient())
+    def gradients(self, rbm: RBM) -> list[tuple[nn.Parameter, Tensor | tuple[Tensor, Tensor]]]:
+        """See ``_Rows.gradients``; those of the same parameter add up."""
+        if self.both is not None:
+            return self.both.gradients(rbm)
+        return self.data.gradients(rbm) + self.model.gradients(rbm)
 
 
 def _machine(model: nn.Module) -> RBM:
@@ -228,8 +278,17 @@ def _examples(rbm: RBM, batch: Batch) -> Tensor:
     return v
 
 
+_CACHED = 3 << 15
+"""Numbers of visible units that stay in the processor's cache from their field to their draw."""
+
+
 def _squared_error(v: Tensor, mean: Tensor) -> float:
-    """The mean of (v - mean)², from products that need no copy of the difference."""
+    """The mean of (v - mean)²."""
+    return _squares(v, mean) / v.numel()
+
+
+def _squares(v: Tensor, mean: Tensor) -> float:
+    """The sum of (v - mean)², from products that need no copy of the difference."""
     v, mean = v.view(-1), mean.view(-1)
     total = float(torch.dot(v, v)) - 2 * float(torch.dot(v, mean)) + float(torch.dot(mean, mean))
-    return 0.0 if total < 0 else total / len(v)  # rounding may take it below zero
+    return 0.0 if total < 0 else total  # rounding may take it below zero

@@ -198,19 +198,23 @@ def test_an_elite_whose_batch_was_lucky_is_not_kept_by_its_old_loss():
     assert not torch.equal(genetic.ask()[0], candidates[4])
 
 
-def test_truncation_draws_parents_evenly_from_the_best_fifth():
-    ranked, offspring = told({"population": 1000, "elites": 0, "mutation_sigma": 0.0})
+@pytest.mark.parametrize(("selection", "best"), [("truncation", 200), (("truncation", 0.5), 500)])
+def test_truncation_draws_parents_evenly_from_the_best_fifth_or_the_share_asked_for(selection, best):
+    ranked, offspring = told({"population": 1000, "elites": 0, "mutation_sigma": 0.0, "selection": selection})
     parents = (offspring[:, None] == ranked[None]).all(2).double().argmax(1)
-    assert parents.max() < 200
-    halves = (parents < 100).double().mean()
+    assert parents.max() < best
+    halves = (parents < best / 2).double().mean()
     assert float(halves) == pytest.approx(0.5, abs=4 * 0.5 / 1000**0.5)
 
 
-def test_tournament_is_won_by_the_best_of_three():
-    ranked, offspring = told({"population": 1000, "elites": 0, "mutation_sigma": 0.0, "selection": "tournament"})
+@pytest.mark.parametrize(("selection", "contestants"), [("tournament", 3), (("tournament", 2), 2)])
+def test_tournament_is_won_by_the_best_of_three_or_of_as_many_as_asked_for(selection, contestants):
+    ranked, offspring = told({"population": 1000, "elites": 0, "mutation_sigma": 0.0, "selection": selection})
     parents = (offspring[:, None] == ranked[None]).all(2).double().argmax(1) / 1000
-    assert float(parents.mean()) == pytest.approx(1 / 4, abs=4 * (3 / 80 / 1000) ** 0.5)  # the least of three uniforms
-    assert float((parents < 0.5).double().mean()) == pytest.approx(7 / 8, abs=4 * (7 / 64 / 1000) ** 0.5)
+    k, lost = contestants, 2.0**-contestants  # the least of k uniforms, and how often it is above a half
+    deviation = (k / (k + 1) ** 2 / (k + 2)) ** 0.5
+    assert float(parents.mean()) == pytest.approx(1 / (k + 1), abs=4 * deviation / 1000**0.5)
+    assert float((parents < 0.5).double().mean()) == pytest.approx(1 - lost, abs=4 * (lost * (1 - lost) / 1000) ** 0.5)
 
 
 @pytest.mark.parametrize("crossover", ["uniform", "one-point", "blend"])
@@ -473,6 +477,8 @@ def test_stop_is_empty_and_the_mean_is_none_where_a_method_has_neither():
             {"selection": "roulette"},
             "selection must be truncation or tournament, got 'roulette'",
         ),
+        (dldw.GeneticAlgorithm, {"selection": ("truncation", 0.0)}, r"share .* must lie in \(0, 1\], got 0.0"),
+        (dldw.GeneticAlgorithm, {"selection": ("tournament", 2.5)}, "a whole number of contestants, .* got 2.5"),
         (dldw.GeneticAlgorithm, {"crossover": "two-point"}, "None, uniform, one-point or blend, got 'two-point'"),
         (
             dldw.GeneticAlgorithm,

@@ -14,13 +14,18 @@ from dldw.searcher import Searcher
 from dldw.searchers.chains import Chain, Chains
 from dldw.searchers.sampling import Crossover, around, share_of_the_father, thinned
 
+Selection = Literal["truncation", "tournament"]
+_HARDNESS = {"truncation": 0.2, "tournament": 3}
+"""Of each selection, unless it is said: a share, a number of contestants."""
+
 
 class GeneticAlgorithm(Searcher):
     """Minimises with a population of which the fittest have mutated offspring; the elites go on unchanged.
 
         x_i = mother + w o (father - mother) + mutation_sigma * m_i o z_i,      z ~ N(0, I),      m ~ Bernoulli(rate)
 
-    The parents are drawn from the best fifth (``truncation``) or each is the best of three drawn (``tournament``). The
+    The parents are drawn from the best fifth (``truncation``) or each is the best of three drawn (``tournament``); how many
+    may be said: the harder the selection, the faster downhill, and the sooner all are in one local minimum. The
     share w of the father is nothing at all (no crossover), a coin for each coordinate (``uniform``), all coordinates from
     a random one on (``one-point``), or U(-1/2, 3/2) for each coordinate (``blend``). Elites are evaluated again with their
     offspring, so that an old lucky minibatch keeps none of them alive.
@@ -34,7 +39,8 @@ class GeneticAlgorithm(Searcher):
 
     Args:
         population: Candidates in one ``ask``, the elites included.
-        selection: ``truncation`` or ``tournament``.
+        selection: ``truncation`` or ``tournament``; or that and the share of the population that parents are drawn from, 0.2
+            by default, or the number of contestants, 3.
         elites: The best of a generation, which are members of the next.
         crossover: None, ``uniform``, ``one-point`` or ``blend``.
         mutation_sigma: Standard deviation of a mutation of all coordinates; or that and the rate, the probability that a
@@ -75,7 +81,7 @@ class GeneticAlgorithm(Searcher):
         self,
         *,
         population: int = 64,
-        selection: Literal["truncation", "tournament"] = "truncation",
+        selection: Selection | tuple[Selection, float] = "truncation",
         elites: int = 1,
         crossover: Crossover | None = None,
         mutation_sigma: float | tuple[float, float] = 0.05,
@@ -84,6 +90,7 @@ class GeneticAlgorithm(Searcher):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(generator)
+        kind, hardness = selection if isinstance(selection, tuple) else (selection, _HARDNESS.get(selection, 0.0))
         deviation, rate = mutation_sigma if isinstance(mutation_sigma, tuple) else (mutation_sigma, 1.0)
         if not 0 <= elites < population or population < 2:
             raise DldwError(f"population must be at least 2 and exceed the elites, got {population} and {elites}.")
@@ -93,8 +100,16 @@ class GeneticAlgorithm(Searcher):
             raise DldwError(
                 f"the rate beside mutation_sigma must lie in (0, 1], got {rate}. At 1 every coordinate mutates."
             )
-        if selection not in ("truncation", "tournament"):
-            raise DldwError(f"selection must be truncation or tournament, got {selection!r}.")
+        if kind not in _HARDNESS:
+            raise DldwError(f"selection must be truncation or tournament, got {kind!r}.")
+        if kind == "truncation" and not 0 < hardness <= 1:
+            raise DldwError(
+                f"the share that parents are drawn from must lie in (0, 1], got {hardness}. At 1 nothing is selected."
+            )
+        if kind == "tournament" and (hardness < 1 or hardness != int(hardness)):
+            raise DldwError(
+                f"a tournament has a whole number of contestants, at least 1, got {hardness}. Two are usual, or three."
+            )
         if crossover not in (None, "uniform", "one-point", "blend"):
             raise DldwError(f"crossover must be None, uniform, one-point or blend, got {crossover!r}.")
         if seeds and crossover is not None:
@@ -102,7 +117,8 @@ class GeneticAlgorithm(Searcher):
                 f"an individual held as a chain of seeds has one parent, so {crossover!r} crossover cannot be written down. "
                 "Use crossover=None, or seeds=False."
             )
-        self.population, self.selection, self.elites, self.crossover = population, selection, elites, crossover
+        self.population, self.elites, self.crossover = population, elites, crossover
+        self.selection, self.hardness = kind, hardness
         self.mutation_sigma, self.mutation_rate, self.sigma, self.seeds = deviation, rate, sigma, seeds
         self._pool: Tensor | list[Chain] = []  # what parents are drawn from, the best first
 
@@ -136,13 +152,14 @@ class GeneticAlgorithm(Searcher):
 
     def _parents(self, count: int, generator: torch.Generator) -> Tensor:
         """Rows of the pool, [count]; as the best come first, the winner of a tournament is the lowest row."""
-        contestants = 3 if self.selection == "tournament" else 1
+        contestants = int(self.hardness) if self.selection == "tournament" else 1
         return torch.randint(len(self._pool), (contestants, count), generator=generator, device=generator.device).amin(
             0
         )
 
     def _tell(self, candidates: Tensor | Chains, losses: Tensor) -> None:
-        size = max(2, self.elites, self.population // 5) if self.selection == "truncation" else self.population
+        share = self.hardness if self.selection == "truncation" else 1
+        size = max(2, self.elites, int(share * self.population))
         order = losses.argsort(stable=True)[:size]
         if isinstance(candidates, Chains):
             self._pool = [candidates.chains[row] for row in order.tolist()]

@@ -608,6 +608,15 @@ def test_the_quotient_on_a_quadratic_is_off_by_half_the_nudge_times_the_curvatur
         assert record["relative_error"] == pytest.approx(middle, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("task", "why"), [("int8-digits", "derivative is zero"), ("error-rate", "no exact derivative")]
+)
+def test_a_task_without_a_derivative_has_no_quotient_to_compare_and_says_so(task: str, why: str) -> None:
+    (record,) = Nudging(task, None, (0.1,), 4).run()
+    assert record["kind"] == "note"
+    assert why in record["text"]
+
+
 def test_the_landscape_is_the_loss_with_two_weights_replaced() -> None:
     task = load_task("digits")
     model, batch = trained_point(task, 0, 4)

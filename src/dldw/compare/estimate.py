@@ -212,6 +212,12 @@ class Nudging(Item):
             ]
         weights = trainable(model)
         alive = g.nonzero().flatten()  # a pixel that is always blank has weights that change nothing
+        if not len(alive):
+            return [
+                note(
+                    f"The difference quotient on {self.task} has nothing to be compared with: the exact derivative is zero."
+                )
+            ]
         generator = torch.Generator().manual_seed(0)
         picks = alive[torch.randperm(len(alive), generator=generator)[: self.count]]
         signs = torch.randint(2, (len(picks),), generator=generator) * 2 - 1

@@ -723,3 +723,10 @@ def test_a_step_along_one_random_direction_leads_down_by_chance_of_one_over_the_
 def test_a_step_that_moves_nothing_counts_as_none() -> None:
     record = displacement("backprop", lr=0.0)
     assert (record["cosine"], record["still"]) == (0.0, 40)
+
+
+def test_where_the_derivative_is_zero_no_step_can_be_held_against_it() -> None:
+    given = (("lr", 1e-3),)
+    (record,) = Displacing("int8-digits", None, parse("spsa"), given, seed=0, width=None, steps=3).run()
+    assert record["kind"] == "note"
+    assert "the exact derivative is zero" in record["text"]

@@ -61,6 +61,7 @@ class Displacing(MethodItem):
         except RuntimeError as error:
             return [note(f"Steps on {self.task} have no exact gradient to be compared with: {error}")]
         cosines: list[float] = []
+        steepest = 0.0
         own: list[tuple[float, float]] = []
         try:
             learner: Any = self.spec.method.build(
@@ -73,10 +74,13 @@ class Displacing(MethodItem):
                     own.append(found)
                 learner.step(batch)
                 moved = weights.flat() - before
+                steepest = max(steepest, float(g.norm()))
                 lengths = float(moved.norm() * g.norm())
                 cosines.append(-float(moved @ g) / lengths if lengths else 0.0)
         except DldwError as error:
             return [note(f"The steps of {self.label} could not be followed on {self.task}: {error}")]
+        if not steepest:
+            return [note(f"Steps on {self.task} have no way down to be compared with: the exact derivative is zero.")]
         cosine, low, high = mean_interval(cosines)
         record: dict[str, Any] = {
             "kind": "displacement",

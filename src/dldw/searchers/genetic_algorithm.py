@@ -106,7 +106,7 @@ class GeneticAlgorithm(Searcher):
             raise DldwError(
                 f"the share that parents are drawn from must lie in (0, 1], got {hardness}. At 1 nothing is selected."
             )
-        if kind == "tournament" and (hardness < 1 or hardness != int(hardness)):
+        if kind == "tournament" and (not hardness >= 1 or hardness % 1):
             raise DldwError(
                 f"a tournament has a whole number of contestants, at least 1, got {hardness}. Two are usual, or three."
             )

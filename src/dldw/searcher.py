@@ -238,4 +238,4 @@ class Searcher(ABC):
 
 def _worst_if_not_finite(losses: Tensor, device: torch.device) -> Tensor:
     losses = losses.detach().to(device, torch.float64)
-    return torch.where(losses.isfinite(), losses, torch.inf)
+    return losses.nan_to_num(torch.inf, torch.inf, torch.inf)

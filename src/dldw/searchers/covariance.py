@@ -150,6 +150,9 @@ class Full(Covariance):
         y = self._shaped(z) if self._y is None else self._y
         y[-1] = path
         weighted, d = torch.cat([weights, weights.new_tensor([rate])])[:, None] * y, len(self.C)
+        if d <= _BLOCK:
+            self.C.addmm_(weighted.T, y, beta=decay)
+            return
         for start in range(0, d, _BLOCK):  # blocks above the diagonal, which nobody reads, are left out
             stop = min(start + _BLOCK, d)
             self.C[start:stop, :stop].addmm_(weighted[:, start:stop].T, y[:, :stop], beta=decay)

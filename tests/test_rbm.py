@@ -298,7 +298,7 @@ def test_estimate_is_the_gradient_of_the_free_energies_of_both_phases(units, set
     for _ in range(2):
         rbm.zero_grad()
         source(rbm, v)
-    samples = source._held.model.v.clone()
+    samples = source._held.samples.v.clone()
     assert len(samples) == settings.get("chains", examples)
     loss = rbm.free_energy(v).mean() - rbm.free_energy(samples).mean()
     wanted = torch.cat(

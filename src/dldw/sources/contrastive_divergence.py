@@ -125,7 +125,7 @@ class ContrastiveDivergence(GradientSource):
         """Fills in both phases; returns the reconstruction error and the hidden states that the chains end in."""
         weight, bias, hidden_bias, units = rbm.weight, rbm.visible_bias, rbm.hidden_bias, rbm.units
         phases.take(v)
-        data, samples, transposed = phases.data, phases.model, weight.t()
+        data, samples, transposed = phases.examples, phases.samples, weight.t()
         torch.sigmoid(product(units.scaled(data.v), transposed, hidden_bias), out=data.h)
         error, state = None, self._state
         if self.persistent:
@@ -215,13 +215,13 @@ class _Phases:
     """The data and the machine's own samples.
 
     Attributes:
-        data: The examples.
-        model: Where the chains are.
+        examples: The data.
+        samples: Where the chains are.
         both: Data above and samples below, which they are parts of then: one product gives the gradient of both.
     """
 
-    data: _Rows
-    model: _Rows
+    examples: _Rows
+    samples: _Rows
     both: _Rows | None
 
     @classmethod
@@ -237,22 +237,22 @@ class _Phases:
         return cls(_Rows(v, h[:examples], share[:examples]), _Rows(samples, h[examples:], share[examples:]), both)
 
     def fits(self, v: Tensor, chains: int, hidden: int) -> bool:
-        kept = self.data.v
+        kept = self.examples.v
         same = kept.shape == v.shape and kept.dtype == v.dtype and kept.device == v.device
-        return same and self.model.h.shape == (chains, hidden)
+        return same and self.samples.h.shape == (chains, hidden)
 
     def take(self, v: Tensor) -> None:
         """Makes ``v`` the data."""
         if self.both is None:
-            self.data.v = v.contiguous()
+            self.examples.v = v.contiguous()
         else:
-            self.data.v.copy_(v)
+            self.examples.v.copy_(v)
 
     def gradients(self, rbm: RBM) -> list[tuple[nn.Parameter, Tensor | tuple[Tensor, Tensor]]]:
         """See ``_Rows.gradients``; those of the same parameter add up."""
         if self.both is not None:
             return self.both.gradients(rbm)
-        return self.data.gradients(rbm) + self.model.gradients(rbm)
+        return self.examples.gradients(rbm) + self.samples.gradients(rbm)
 
 
 def _machine(model: nn.Module) -> RBM:

@@ -49,7 +49,7 @@ def product_beside(rows: Tensor, columns: Tensor, bias: Tensor | None, thin: Ten
     else:
         out = (thin @ factor).add_(bias)
     matrix = _matrix(out)
-    add_product(matrix, _matrix(rows), columns, 1.0)
+    _add_by_torch(matrix, _matrix(rows), columns)
     return out.view(*rows.shape[:-1], columns.shape[1])
 
 
@@ -58,7 +58,11 @@ def add_product(out: Tensor, rows: Tensor, columns: Tensor, alpha: float) -> Non
     if _is_onednns(rows, columns.mT, None):
         out.add_(_by_onednn(rows, columns.mT, None), alpha=alpha)
     else:
-        torch.addmm(out, rows, columns, alpha=alpha, out=out)  # torch counts its operations, but not those of addmm_
+        _add_by_torch(out, rows, columns, alpha)
+
+
+def _add_by_torch(out: Tensor, rows: Tensor, columns: Tensor, alpha: float = 1.0) -> None:
+    torch.addmm(out, rows, columns, alpha=alpha, out=out)  # torch counts its operations, but not those of addmm_
 
 
 def add_outer(out: Tensor, column: Tensor, row: Tensor, value: float) -> None:

@@ -74,8 +74,9 @@ class Displacing(MethodItem):
                     own.append(found)
                 learner.step(batch)
                 moved = weights.flat() - before
-                steepest = max(steepest, float(g.norm()))
-                lengths = float(moved.norm() * g.norm())
+                steep = float(g.norm())
+                steepest = max(steepest, steep)
+                lengths = float(moved.norm()) * steep
                 cosines.append(-float(moved @ g) / lengths if lengths else 0.0)
         except DldwError as error:
             return [note(f"The steps of {self.label} could not be followed on {self.task}: {error}")]

@@ -129,7 +129,7 @@ class ContrastiveDivergence(GradientSource):
         torch.sigmoid(product(units.scaled(data.v), transposed, hidden_bias), out=data.h)
         error, state = None, self._state
         if self.persistent:
-            error = _squared_error(data.v, rbm.visible_mean(data.h))
+            error = _squares(data.v, rbm.visible_mean(data.h)) / data.v.numel()
         if state is None:  # chains start at the examples, as often over as there are more of them
             chains = len(samples.h)
             start = data.h if chains == len(v) else data.h[torch.arange(chains, device=v.device) % len(v)]
@@ -280,11 +280,6 @@ def _examples(rbm: RBM, batch: Batch) -> Tensor:
 
 _CACHED = 3 << 15
 """Numbers of visible units that stay in the processor's cache from their field to their draw."""
-
-
-def _squared_error(v: Tensor, mean: Tensor) -> float:
-    """The mean of (v - mean)²."""
-    return _squares(v, mean) / v.numel()
 
 
 def _squares(v: Tensor, mean: Tensor) -> float:

@@ -234,6 +234,15 @@ def test_a_child_is_made_of_two_parents(crossover):
     assert changes.max() >= 1
 
 
+def test_with_crossover_the_best_fifth_take_turns_each_with_the_next_in_rank():
+    settings = {"population": 50, "elites": 2, "mutation_sigma": 0.0, "crossover": "uniform"}
+    ranked, offspring = told(settings, d=30)
+    for turn, child in enumerate(offspring[2:]):
+        inherited = child == ranked[:10]
+        assert inherited.any(1).nonzero().flatten().tolist() == sorted((turn % 10, (turn + 1) % 10))
+        assert inherited.any(0).all()
+
+
 def test_a_mutation_is_gaussian_with_the_stated_deviation():
     ranked, offspring = told({"population": 11, "elites": 1, "mutation_sigma": 0.01}, d=2000)
     z = (offspring[1:, None] - ranked[None, :2]) / 0.01

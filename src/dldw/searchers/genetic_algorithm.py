@@ -27,8 +27,9 @@ class GeneticAlgorithm(Searcher):
     The parents are drawn from the best fifth (``truncation``) or each is the best of three drawn (``tournament``); how many
     may be said: the harder the selection, the faster downhill, and the sooner all are in one local minimum. The
     share w of the father is nothing at all (no crossover), a coin for each coordinate (``uniform``), all coordinates from
-    a random one on (``one-point``), or U(-1/2, 3/2) for each coordinate (``blend``). Elites are evaluated again with their
-    offspring, so that an old lucky minibatch keeps none of them alive.
+    a random one on (``one-point``), or U(-1/2, 3/2) for each coordinate (``blend``). With crossover, truncation draws no
+    parents: the best fifth take turns, each with the next in rank, which ends lower than couples made by chance. Elites are
+    evaluated again with their offspring, so that an old lucky minibatch keeps none of them alive.
 
     With ``seeds``, as in deep neuroevolution, an individual is held as the chain of seeds of its mutations, memory that
     does not grow with d. Training makes the vectors as they are evaluated; ``ask`` makes all of them at once.
@@ -132,11 +133,12 @@ class GeneticAlgorithm(Searcher):
             mutants[: self.elites] = pool[: self.elites]
             children = normal(mutants[self.elites :], generator).mul_(self.mutation_sigma)
             thinned(children, self.mutation_rate, generator)
-            mothers = pool.index_select(0, self._parents(offspring, generator))
-            if self.crossover is not None:
-                fathers = pool.index_select(0, self._parents(offspring, generator))
-                mothers.lerp_(fathers, share_of_the_father(self.crossover, mothers, generator))
-            children.add_(mothers)
+            if self.crossover is None:
+                parents = pool.index_select(0, self._parents(offspring, generator))
+            else:
+                parents, fathers = (pool.index_select(0, rows) for rows in self._couples(offspring, generator))
+                parents.lerp_(fathers, share_of_the_father(self.crossover, parents, generator))
+            children.add_(parents)
             return mutants
         if not self.seeds:
             return around(self._x0, self.population, self.sigma, generator)
@@ -156,6 +158,13 @@ class GeneticAlgorithm(Searcher):
         return torch.randint(len(self._pool), (contestants, count), generator=generator, device=generator.device).amin(
             0
         )
+
+    def _couples(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows of the two parents of each child, [count] each."""
+        if self.selection == "tournament":
+            return self._parents(count, generator), self._parents(count, generator)
+        turns = torch.arange(count, device=generator.device)
+        return turns % len(self._pool), (turns + 1) % len(self._pool)
 
     def _tell(self, candidates: Tensor | Chains, losses: Tensor) -> None:
         share = self.hardness if self.selection == "truncation" else 1

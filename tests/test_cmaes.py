@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import dldw
+from dldw.searchers import covariance
 
 
 def start(x0=(1.5, -0.5, 0.5), *, seed=0, sigma=0.5, dtype=torch.float64, **settings) -> dldw.CMAES:
@@ -129,6 +130,18 @@ def test_covariance_is_decomposed_only_once_it_has_changed_enough():
     gap = math.ceil(1 / (2 * 100 * (oracle.c1 + oracle.cmu)))
     assert gap > 1
     assert changes == 30 // gap
+
+
+@pytest.mark.parametrize("at_home", [False, True])
+def test_a_large_covariance_is_decomposed_from_its_lower_triangle_by_whichever_library(at_home, monkeypatch):
+    monkeypatch.setattr(covariance, "mkl_is_at_home", lambda: at_home)
+    full = covariance.Full(600, torch.device("cpu"))
+    a = torch.randn(600, 600, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = a @ a.T
+    full.C = whole.tril() + torch.full_like(whole, torch.nan).triu(1)
+    full.refresh()
+    assert torch.allclose(full.B * full.D.square() @ full.B.T, whole, rtol=1e-11, atol=1e-9)
+    assert torch.allclose(full.B.T @ full.B, torch.eye(600, dtype=torch.float64), atol=1e-12)
 
 
 def test_arithmetic_is_in_float64_whatever_the_dtype_of_the_start():

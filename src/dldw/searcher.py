@@ -159,19 +159,24 @@ class Searcher(ABC):
         Raises:
             DldwError: ``reset`` was not called, or there is not one floating-point loss for each row of ``remembered``.
         """
-        points = self.remembered()
-        if losses.shape != points.shape[:1] or not losses.is_floating_point():
+        best, memory = self._incumbent, self._memory()
+        rows = None if memory is None else self._in_turn(memory[1])
+        count = 1 if rows is None else 1 + len(rows)
+        if losses.shape != (count,) or not losses.is_floating_point():
             raise DldwError(
-                f"retell needs one floating-point loss for each of the {len(points)} rows of remembered(), got "
+                f"retell needs one floating-point loss for each of the {count} rows of remembered(), got "
                 f"{losses.dtype} of shape {list(losses.shape)}."
             )
-        losses = _worst_if_not_finite(losses, points.device)
-        self._best = points[0], torch.inf
-        self._offer(points, losses)
-        if (memory := self._memory()) is not None:
-            rows = self._in_turn(memory[1])
-            memory[1][rows] = losses[1:]
-            self._turn = (self._turn + len(rows)) % len(memory[1])
+        losses = _worst_if_not_finite(losses, best.device)
+        self._best = best, float(losses[0])
+        if memory is None or rows is None:
+            return
+        again = losses[1:]
+        at = int(again.argmin())
+        if again[at] < self._best[1]:
+            self._best = memory[0][rows[at]].clone(), float(again[at])
+        memory[1][rows] = again
+        self._turn = (self._turn + len(rows)) % len(memory[1])
 
     def _offer(self, points: Proposals, losses: Tensor) -> None:
         at = int(losses.argmin())

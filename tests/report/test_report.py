@@ -381,6 +381,17 @@ def test_success_is_shown_against_environment_steps_where_there_are_some(tmp_pat
     assert shown["interactions"][1:-1] == pytest.approx([7 * x for x in shown["forwards"][1:-1]], rel=1e-4)
 
 
+def test_success_is_shown_no_further_than_runs_went(tmp_path: Path) -> None:
+    records = made_up()
+    ends = [r for r in records if r["kind"] == "end" and r["study"] == "curves"]
+    for end in ends:  # late, as where a budget is just enough
+        end["forwards_to_target"] = 0.9 * max(e["forwards"] for e in ends)
+    save(records, tmp_path)
+    chart = next(chart for chart in charts(read(tmp_path)) if chart.id == "target")
+    shown = [r["x"] for r in chart.rows["rows"] if r["axis"] == "forwards"]
+    assert max(shown) == pytest.approx(max(e["forwards"] for e in ends), rel=1e-4)
+
+
 def test_sentences_come_from_the_figures(results: Any) -> None:
     def said(w: World) -> dict[str, str]:
         return {chart.id: chart.sentence for chart in charts(results(w))}

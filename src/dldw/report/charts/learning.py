@@ -245,8 +245,8 @@ def time_to_target(results: Results) -> Chart | None:
     for axis in axes:
         spent = {m: [_spent(results, e, axis) for e in ends] for m, ends in reaches.items()}
         known = [float(v) for ends in reaches.values() for e in ends if (v := to_target(e, axis)) is not None]
-        left = 0.6 * min([v for v in known if v > 0] or [1.0])
-        right = max([*known, *(v for values in spent.values() for v in values if v), left * 10])
+        right = max([*known, *(v for values in spent.values() for v in values)]) or 10.0
+        left = min(0.6 * min([v for v in known if v > 0] or [right]), right / 10)
         for method, ends in reaches.items():
             hits = sorted(float(v) for e in ends if (v := to_target(e, axis)) is not None)
             steps = [

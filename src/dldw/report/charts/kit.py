@@ -33,7 +33,7 @@ SLOTS = {
 
 COUNT = "datum.value < 1 ? format(datum.value, '~g') : replace(format(datum.value, '~s'), 'G', 'B')"
 SMALL = "format(datum.value, datum.value < 1e-3 ? '.0e' : '~g')"
-SHARE = "format(datum.value, datum.value < 1e-4 ? '.0e' : '~%')"
+SHARE = "datum.value < 1e-4 ? format(100 * datum.value, '.0e') + '%' : format(datum.value, ',~%')"
 
 
 @dataclass(frozen=True)

@@ -160,23 +160,20 @@ class Searcher(ABC):
             DldwError: ``reset`` was not called, or there is not one floating-point loss for each row of ``remembered``.
         """
         best, memory = self._incumbent, self._memory()
-        rows = None if memory is None else self._in_turn(memory[1])
-        count = 1 if rows is None else 1 + len(rows)
-        if losses.shape != (count,) or not losses.is_floating_point():
+        rows = () if memory is None else self._in_turn(memory[1])
+        if losses.shape != (1 + len(rows),) or not losses.is_floating_point():
             raise DldwError(
-                f"retell needs one floating-point loss for each of the {count} rows of remembered(), got "
+                f"retell needs one floating-point loss for each of the {1 + len(rows)} rows of remembered(), got "
                 f"{losses.dtype} of shape {list(losses.shape)}."
             )
         losses = _worst_if_not_finite(losses, best.device)
         self._best = best, float(losses[0])
-        if memory is None or rows is None:
-            return
-        again = losses[1:]
-        at = int(again.argmin())
-        if again[at] < self._best[1]:
-            self._best = memory[0][rows[at]].clone(), float(again[at])
-        memory[1][rows] = again
-        self._turn = (self._turn + len(rows)) % len(memory[1])
+        if memory is not None:
+            points, held = memory
+            again = torch.full_like(held, torch.inf)
+            again[rows] = held[rows] = losses[1:]
+            self._offer(points, again)
+            self._turn = (self._turn + len(rows)) % len(held)
 
     def _offer(self, points: Proposals, losses: Tensor) -> None:
         at = int(losses.argmin())

@@ -199,20 +199,37 @@ def test_attention_with_a_mask(weight, mask_shape):
     assert_same(lambda w: F.scaled_dot_product_attention(w[0], k, v, mask), weight(2, 3, 7, 4))
 
 
-def penalty(w):
-    x = random(3, 4)
+TRANSFORMS = {
+    "grad": lambda output, x: torch.func.grad(output)(x).square().sum(),
+    "vmap": lambda output, x: torch.func.vmap(output)(x).sum(),
+    "grad of each": lambda output, x: torch.func.vmap(torch.func.grad(output))(x).square().sum(),
+    "hessian": lambda output, x: torch.func.hessian(output)(x[0]).square().sum(),
+    "jvp": lambda output, x: torch.func.jvp(output, (x,), (x,))[1],
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=list(TRANSFORMS))
+def test_a_transform_taken_inside_the_function_is_right(transform, weight):
+    def function(w):
+        with torch.enable_grad():
+            return transform(lambda x: F.linear(x, w[0]).tanh().sum(), random(3, 4)).detach()
+
+    assert_same(function, weight(6, 4))
+
+
+def by_the_weight(w):
     with torch.enable_grad():
-        return torch.func.grad(lambda x: F.linear(x, w[0]).square().sum())(x).square().sum()
+        return torch.func.grad(lambda v: F.linear(random(3, 4), v).square().sum())(w[0]).square().sum()
 
 
-def test_a_gradient_taken_inside_the_function_is_right():
-    assert_same(penalty, random(MEMBERS, 6, 4))
+def test_a_gradient_by_the_weights_inside_the_function_is_right():
+    assert_same(by_the_weight, random(MEMBERS, 6, 4))
 
 
 @pytest.mark.parametrize("moved", [dense, low_rank])
-def test_a_gradient_taken_inside_the_function_of_moved_weights_says_why_it_cannot(moved):
-    with torch.no_grad(), pytest.raises(NotImplementedError, match="along directions cannot enter a transform"):
-        population_losses(penalty, [moved(6, 4)], MEMBERS)
+def test_a_gradient_by_moved_weights_inside_the_function_says_why_it_cannot(moved):
+    with torch.no_grad(), pytest.raises(RuntimeError, match="along directions cannot be an argument of a transform"):
+        population_losses(by_the_weight, [moved(6, 4)], MEMBERS)
 
 
 def test_operations_without_a_rule_get_the_weights_of_all_members(weight):

@@ -10,6 +10,7 @@ dimension; cross-entropy reads logits where they lie; fused attention, which has
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _functorch as functorch
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -79,11 +81,17 @@ class Member(StandIn):
         return member
 
     def materialised(self) -> Tensor:
-        """The weights of all members, as vmap has them."""
+        """The weights of all members, as vmap has them, to any transform of torch.func that runs inside it."""
         if self._stacked is None:
-            if functorch.maybe_current_level() != self.level:  # said as torch says it where there is no batching rule
-                raise NotImplementedError("weights that move along directions cannot enter a transform of torch.func.")
-            self._stacked = functorch._add_batch_dim(self.moved.stack(), 0, self.level)
+            level = functorch.maybe_current_level()
+            if level is None:  # below all transforms
+                raise RuntimeError(
+                    "weights that move along directions cannot be an argument of a transform of torch.func."
+                )
+            with ExitStack() as outside:
+                for _ in range(level - self.level):
+                    outside.enter_context(temporarily_pop_interpreter_stack())
+                self._stacked = functorch._add_batch_dim(self.moved.stack(), 0, self.level)
         return self._stacked
 
     def part(self, start: int, stop: int) -> Member:
